@@ -1,0 +1,1 @@
+"""The Flower ClientApp: decode, call pure functions, encode."""

@@ -1,0 +1,263 @@
+"""A scenario: a TOML file -> a frozen, validated value. Unknown keys are errors.
+
+Every section is a row of one of the house's tables (see `fedkd.section`), so what a scenario may
+say is exactly what the rooms can do. `load` reads a file, `dump` writes the resolved scenario back.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import Field, ValidationError, model_validator
+
+from fedkd.config_errors import explain
+from fedkd.data.partition import Iid, Natural, Partition, Strong
+from fedkd.data.proxy import Contributed, Proxy
+from fedkd.data.sources import Digits, Source
+from fedkd.data.sources import load as load_data
+from fedkd.errors import FedkdError, did_you_mean
+from fedkd.exchange.combine import Combine
+from fedkd.exchange.distill import Distill
+from fedkd.exchange.gate import Gate
+from fedkd.exchange.methods import METHODS, Exchange
+from fedkd.exchange.release import Release
+from fedkd.exchange.score import Score
+from fedkd.models.zoo import MODELS
+from fedkd.section import Section
+
+STAGES = ("score", "gate", "release", "combine", "distill")
+
+
+class MethodConfig(Section):
+    """A row of the table of methods, with any of its five stages replaced or adjusted."""
+
+    name: str = "edgefd"
+    score: Score
+    gate: Gate
+    release: Release
+    combine: Combine
+    distill: Distill
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_table(cls, given: Any) -> Any:
+        """Start from the table's row; a stage that keeps its name is adjusted, else replaced."""
+        if not isinstance(given, Mapping):
+            return given
+        name = given.get("name", "edgefd")
+        if name not in METHODS:
+            raise FedkdError(
+                "unknown method in method.name",
+                value=name,
+                allowed=", ".join(METHODS),
+                fix=did_you_mean(str(name), METHODS),
+            )
+        filled = {**given, "name": name}
+        for stage in STAGES:
+            row = getattr(METHODS[name], stage).model_dump()
+            change = given.get(stage, {})
+            if isinstance(change, Mapping) and change.get("name", row["name"]) == row["name"]:
+                filled[stage] = {**row, **change}
+        return filled
+
+    @property
+    def exchange(self) -> Exchange:
+        """What travels; see `fedkd.exchange.methods`."""
+        return METHODS[self.name].exchange
+
+
+class Model(Section):
+    """The clients' models: client i takes `names[i mod len(names)]`."""
+
+    names: tuple[str, ...] = Field(("mlp",), min_length=1)
+
+    @model_validator(mode="after")
+    def _known(self) -> Model:
+        for name in self.names:
+            if name not in MODELS:
+                raise FedkdError(
+                    "unknown model in model.names",
+                    value=name,
+                    allowed=", ".join(MODELS),
+                    fix=did_you_mean(name, MODELS),
+                )
+        return self
+
+
+class Training(Section):
+    """How clients learn: in each round first from their own data, then from the consensus."""
+
+    rounds: int = Field(10, ge=1)
+    participation: float = Field(1.0, gt=0, le=1)
+    """The fraction of clients that take part in a round; at least one."""
+    local_epochs: float = Field(1.0, gt=0)
+    """Passes over the private data a round; below one, that share of a pass."""
+    distill_epochs: float = Field(1.0, gt=0)
+    """Passes over the consensus a round; below one, that share of a pass."""
+    batch_size: int = Field(64, ge=1)
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """A fresh one each phase, so no moments are carried from private data to the consensus."""
+    learning_rate: float = Field(1e-3, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Of `sgd` only."""
+    heldout: float = Field(0.1, gt=0, lt=1)
+    """Share of a client's private data that its score is not fitted on, for the gate."""
+    timeout_s: float = Field(3600.0, gt=0)
+    """How long the server waits for the replies of one step."""
+
+
+class Privacy(Section):
+    """What may leave. No mechanism is built yet: answers leave as they are, without a guarantee."""
+
+    mechanism: Literal["none"] = "none"
+
+
+class Grid(Section):
+    """What carries the messages."""
+
+    name: Literal["inline", "flower"] = "inline"
+    client_cpus: int = Field(1, ge=1)
+    """`flower` only: logical CPUs a client."""
+    client_gpus: float = Field(0.0, ge=0)
+    """`flower` only: logical GPUs a client."""
+
+
+class Scenario(Section):
+    """Everything that decides a run's result, and nothing else does."""
+
+    name: str = Field("scenario", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    seeds: tuple[int, ...] = Field((1,), min_length=1)
+    device: str = Field("cpu", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: int = Field(1, ge=1)
+    """Torch threads a process. Part of the scenario, since sums in another order differ in bits."""
+    validation: float = Field(0.05, ge=0, lt=1)
+    """Share of the training set kept apart, to choose rounds and settings by."""
+    data: Source = Digits()
+    partition: Partition = Strong()
+    proxy: Proxy = Contributed()
+    model: Model = Model()
+    method: MethodConfig = Field(default_factory=lambda: MethodConfig.model_validate({}))
+    training: Training = Training()
+    privacy: Privacy = Privacy()
+    grid: Grid = Grid()
+    references: tuple[str, ...] = ()
+    """Rows that are run beside this one; see `REFERENCES`."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Scenario:
+        for name in self.references:
+            if name not in REFERENCES:
+                raise FedkdError(
+                    "unknown reference row in references",
+                    value=name,
+                    allowed=", ".join(REFERENCES),
+                    fix=did_you_mean(name, REFERENCES),
+                )
+        release, distill = self.method.release, self.method.distill
+        if release.temperature != distill.temperature:
+            raise FedkdError(
+                "answers and students must use one temperature, else the student is matched "
+                "against a distribution that nobody gave",
+                value=(release.temperature, distill.temperature),
+                fix="set method.release.temperature and method.distill.temperature to the same",
+            )
+        return self
+
+    @property
+    def uses_pool(self) -> bool:
+        """Whether a proxy set is needed; where it is not, clients keep all their data."""
+        return self.method.exchange in ("soft-labels", "proxy-labels")
+
+    def row(self, reference: str) -> Scenario:
+        """This scenario as one of the `REFERENCES`."""
+        return self.model_copy(update={**REFERENCES[reference](self), "references": ()})
+
+
+def _method(name: str) -> dict[str, Any]:
+    return {"method": MethodConfig.model_validate({"name": name})}
+
+
+def _iid(scenario: Scenario) -> dict[str, Any]:
+    if isinstance(scenario.partition, Natural):
+        owners = load_data(scenario.data).train.client_ids
+        return {"partition": Iid(clients=1 if owners is None else len(set(owners.tolist())))}
+    return {"partition": Iid(clients=scenario.partition.clients)}
+
+
+def _centralised(scenario: Scenario) -> dict[str, Any]:
+    return {"partition": Iid(clients=1), **_method("local-only")}
+
+
+REFERENCES = {
+    "local-only": lambda scenario: _method("local-only"),
+    "no-filter": lambda scenario: _method("no-filter"),
+    "iid": _iid,
+    "fedavg": lambda scenario: _method("fedavg"),
+    "proxy-labels": lambda scenario: _method("proxy-labels"),
+    "centralised": _centralised,
+}
+
+
+def parse(table: Mapping[str, Any], *, where: str = "scenario") -> Scenario:
+    """The scenario that a table says. Raises: FedkdError for the first thing that is wrong."""
+    try:
+        return Scenario.model_validate(table)
+    except ValidationError as error:
+        raise explain(error, Scenario, where) from None
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Scenario:
+    """Read a TOML file; `overrides` are "training.rounds=5", as `--set` gives them."""
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FedkdError(
+            "no such scenario file", value=str(path), fix="see scenarios/*.toml for examples"
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise FedkdError(f"cannot read the scenario {path}: {error}") from None
+    for override in overrides:
+        _apply(table, override)
+    return parse(table, where=str(path))
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    """Set one dotted key; the value is TOML, or else taken as text."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise FedkdError("--set needs KEY=VALUE", value=override, fix="--set training.rounds=5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *parents, last = key.strip().split(".")
+    for part in parents:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise FedkdError("--set goes through a key that is not a section", value=override)
+    if parents and last == "name" and table.get("name") != value:
+        table.clear()  # another row of the table: the old row's settings are not its own
+    table[last] = value
+
+
+def dump(scenario: Scenario) -> str:
+    """The resolved scenario as TOML; `load` reads back an equal one."""
+    return tomli_w.dumps(scenario.model_dump(mode="json", exclude_none=True))
+
+
+@lru_cache(maxsize=32)
+def from_json(text: str) -> Scenario:
+    """The scenario that a server sent, parsed once a process."""
+    try:
+        return Scenario.model_validate_json(text)
+    except ValidationError as error:
+        raise explain(error, Scenario, "the server's scenario") from None
+
+

@@ -1,0 +1,1 @@
+"""Where samples come from: data sets, their split among clients, and the shared proxy."""

@@ -1,0 +1,108 @@
+"""Who holds which samples: the one value that a simulation is built on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from torch import Tensor
+
+from fedkd.data.dataset import Dataset, stratified
+from fedkd.data.partition import Partition, class_counts
+from fedkd.data.proxy import Contributed, Foreign, Proxy, Public
+from fedkd.data.sources import Source, load
+from fedkd.data.split import Ids
+from fedkd.errors import FedkdError
+from fedkd.rng import stream
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """A training set shared out among clients, and what was set aside before that.
+
+    Every id is an index into `train`; the id arrays are sorted and disjoint.
+    Shapes: `validation_ids` int64 [v], for the choice of hyper-parameters only; `private` and
+    `contributed`, int64 [k_i] for each client i, the latter empty unless clients contribute the
+    proxy; `public_x` [p, c, h, w] and `public_y` int64 [p], or None where there is no public or
+    foreign proxy; foreign images have no `public_y`; `class_counts` int64 [clients, classes],
+    over private and contributed samples.
+    """
+
+    train: Dataset
+    test: Dataset
+    validation_ids: Ids
+    private: tuple[Ids, ...]
+    contributed: tuple[Ids, ...]
+    public_x: Tensor | None
+    public_y: Tensor | None
+    class_counts: Ids
+
+    @property
+    def n_clients(self) -> int:
+        """How many clients hold data."""
+        return len(self.private)
+
+    def client(self, i: int) -> tuple[Tensor, Tensor]:
+        """Client i's private (x [k, c, h, w], y int64 [k]), x in the dtype of `train`."""
+        return self.train.rows(self.private[i])
+
+    def contribution(self, i: int) -> tuple[Tensor, Tensor]:
+        """As `client`, of the samples that client i gives to the proxy; k may be 0."""
+        return self.train.rows(self.contributed[i])
+
+
+@lru_cache(maxsize=4)
+def build(
+    source: Source, partition: Partition, proxy: Proxy | None, validation: float, seed: int
+) -> Federation:
+    """Load, hold out, partition: the same arguments give the same federation.
+
+    `validation` is the fraction of the training set, in [0, 1), to hold out, stratified by
+    class. It goes first, then a public proxy, then the partition; without a proxy nothing more
+    is set aside. The result is kept and shared, so nobody may write to its arrays.
+    Raises: FedkdError as the parts do, and where a foreign proxy is the private data itself.
+    """
+    splits = load(source)
+    train = splits.train
+    labels = train.y.numpy()
+    count = _validation_count(validation, len(train))
+    validation_ids = stratified(labels, count, stream(seed, "data", purpose="validation"))
+    rest = np.setdiff1d(np.arange(len(train)), validation_ids)
+
+    public_x = public_y = None
+    if isinstance(proxy, Public):
+        public_ids = rest[proxy.hold_out(labels[rest], seed)]
+        public_x, public_y = train.rows(public_ids)
+        rest = np.setdiff1d(rest, public_ids)
+    elif isinstance(proxy, Foreign):
+        if proxy.source == source:
+            raise FedkdError(
+                "the foreign proxy is the private data itself",
+                value=source.name,
+                fix="another proxy.source, or proxy public or contributed",
+            )
+        channels, height, width = train.x.shape[1:]
+        public_x = proxy.images((channels, height, width), seed)
+
+    owners = None if train.client_ids is None else train.client_ids[rest]
+    parts = [rest[part] for part in partition.split(labels[rest], owners, seed)]
+    private, contributed = parts, [rest[:0]] * len(parts)
+    if isinstance(proxy, Contributed):
+        private, contributed = proxy.divide(parts, labels, seed)
+    return Federation(
+        train=train,
+        test=splits.test,
+        validation_ids=validation_ids,
+        private=tuple(private),
+        contributed=tuple(contributed),
+        public_x=public_x,
+        public_y=public_y,
+        class_counts=class_counts(parts, labels, train.n_classes),
+    )
+
+
+def _validation_count(fraction: float, n: int) -> int:
+    if not 0 <= fraction < 1:
+        raise FedkdError("wrong validation fraction", value=fraction, allowed="0 <= fraction < 1")
+    return min(round(fraction * n), n - 1)

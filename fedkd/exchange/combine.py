@@ -1,0 +1,78 @@
+"""Stage 4, combine: what the clients say together.
+
+Streaming: the server holds O(samples x classes), whatever the number of clients. Answers are added
+one client after another in partition order and in float64, so the sum has the same bits whatever
+arrived first.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from fedkd.section import Section, table
+
+
+class Consensus(NamedTuple):
+    """What the clients say together about the samples that at least one of them answered."""
+
+    ids: NDArray[np.int32]  # [kept], ascending proxy ids
+    values: NDArray[np.float32]  # [kept, classes]
+
+
+class Votes(NamedTuple):
+    """The running sum over clients; `Mean.start` makes it, `Mean.add` fills it in place."""
+
+    total: NDArray[np.float64]  # [samples, classes]
+    count: NDArray[np.int32]  # [samples]
+
+
+class Mean(Section):
+    """The mean of the answers to each sample; a sample without a voter is dropped."""
+
+    name: Literal["mean"] = "mean"
+
+    def start(self, n_samples: int, n_classes: int) -> Votes:
+        """No votes yet: zeros [samples, classes] and [samples]."""
+        return Votes(np.zeros((n_samples, n_classes)), np.zeros(n_samples, np.int32))
+
+    def add(self, votes: Votes, ids: NDArray[np.int32], values: NDArray[np.float32]) -> None:
+        """Add one client's answers: `ids` [m] unique, `values` [m, classes]."""
+        votes.total[ids] += values
+        votes.count[ids] += 1
+
+    def finish(self, votes: Votes) -> Consensus:
+        """Divide each kept sample by its number of voters."""
+        ids = np.flatnonzero(votes.count).astype(np.int32)
+        mean = votes.total[ids] / votes.count[ids, None]
+        return Consensus(ids, mean.astype(np.float32))
+
+
+Combine = Annotated[Mean, Field()]
+COMBINES = table(Mean)
+
+
+class WeightAverage:
+    """FedAvg's mean of weight vectors, each weighted by its client's samples.
+
+    Source: McMahan et al., AISTATS 2017, Algorithm 1. Streaming and in float64, as `Mean`.
+    """
+
+    def __init__(self) -> None:
+        self._total: NDArray[np.float64] | None = None
+        self._samples = 0
+
+    def add(self, weights: NDArray[np.float32], n_samples: int) -> None:
+        """Add one client's weights [size]."""
+        part = weights.astype(np.float64) * n_samples
+        self._total = part if self._total is None else self._total + part
+        self._samples += n_samples
+
+    def finish(self) -> NDArray[np.float32] | None:
+        """The mean [size], or None if no client answered."""
+        if self._total is None:
+            return None
+        return (self._total / self._samples).astype(np.float32)

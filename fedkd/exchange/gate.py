@@ -1,0 +1,123 @@
+"""Stage 2, gate: which proxy samples does this client answer?
+
+A gate turns scores (higher is stranger) into one threshold, from what the client has alone: the
+scores of private samples that the score was not fitted on, and the scores of the pool. No label
+of the proxy set is seen. `accept` then answers whatever is at most as strange as the threshold, and
+whatever the client contributed itself, which is EdgeFD's first stage as we read it (its text was
+not available; see docs/methods.md).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedkd.section import Section, table
+
+CONFIDENCE = 0.05
+"""One-sided error probability of the bands around both empirical distributions in `share`."""
+
+
+class Open(Section):
+    """Answer everything: no filter."""
+
+    name: Literal["open"] = "open"
+
+    def threshold(self, heldout: Tensor, pool: Tensor) -> float:
+        """Infinity."""
+        return math.inf
+
+
+class Own(Section):
+    """Answer only what the client contributed itself."""
+
+    name: Literal["own"] = "own"
+
+    def threshold(self, heldout: Tensor, pool: Tensor) -> float:
+        """Minus infinity."""
+        return -math.inf
+
+
+class Constant(Section):
+    """Answer what scores at most a fixed value."""
+
+    name: Literal["constant"] = "constant"
+    value: float
+
+    def threshold(self, heldout: Tensor, pool: Tensor) -> float:
+        """The value."""
+        return self.value
+
+
+class Quantile(Section):
+    """Answer what scores at most a quantile of the client's own held-out samples."""
+
+    name: Literal["quantile"] = "quantile"
+    q: float = Field(0.1, ge=0, le=1)
+
+    def threshold(self, heldout: Tensor, pool: Tensor) -> float:
+        """The q-quantile of `heldout` [m]; linear interpolation between order statistics."""
+        return float(torch.quantile(heldout, self.q))
+
+
+class Share(Section):
+    """Open the quantile as far as the pool looks like the client's own data."""
+
+    name: Literal["share"] = "share"
+    power: float = Field(2.0, gt=0)
+
+    def threshold(self, heldout: Tensor, pool: Tensor) -> float:
+        """The quantile of `heldout` [m] at `share(heldout, pool) ** power`.
+
+        Ours. A client whose samples make up the whole pool (IID) opens fully; one whose class the
+        others do not have stays nearly shut.
+        """
+        return float(torch.quantile(heldout, share(heldout, pool) ** self.power))
+
+
+def share(heldout: Tensor, pool: Tensor) -> float:
+    """Which share of the pool may come from the client's own distribution, at most?
+
+    If the pool is a mixture pi * own + (1 - pi) * other, then F_pool(t) >= pi * F_own(t) for every t,
+    so pi <= min over t of F_pool(t) / F_own(t). The minimum is taken where the ratio of a lower
+    and an upper Dvoretzky-Kiefer-Wolfowitz band says that it can be trusted.
+
+    Source: mixture proportion estimation (Blanchard, Lee, Scott, JMLR 2010; the upper band
+    minimised as in Garg et al., NeurIPS 2021, "BBE"). Using it as a gate is ours.
+
+    Args: heldout: scores [m] of own samples that the score was not fitted on; pool: scores [n] of
+        proxy samples that the client did not contribute. Both higher is stranger.
+    Returns: a value in [0, 1]; 1 where either is empty, since then nothing speaks against it.
+    """
+    if len(heldout) == 0 or len(pool) == 0:
+        return 1.0
+    at = heldout.sort().values
+    own = torch.arange(1, len(at) + 1, dtype=torch.float64) / len(at)
+    seen = torch.searchsorted(pool.sort().values, at, right=True).double() / len(pool)
+    slack_own, slack_pool = (
+        math.sqrt(math.log(1 / CONFIDENCE) / (2 * n)) for n in (len(at), len(pool))
+    )
+    trusted = own > slack_own
+    if not bool(trusted.any()):
+        return 1.0
+    upper = (seen + slack_pool)[trusted] / (own - slack_own)[trusted]
+    best = int(upper.argmin())
+    return min(1.0, float(seen[trusted][best] / own[trusted][best]))
+
+
+def accept(gate: Gate, heldout: Tensor, pool: Tensor, own: Tensor) -> tuple[Tensor, float]:
+    """The mask [n] of proxy samples that a client answers, and the threshold used.
+
+    Args: heldout: scores [m] of held-out private samples; pool: scores [n] of all proxy samples;
+        own: bool [n], true where the client contributed the sample.
+    """
+    threshold = gate.threshold(torch.cat([heldout, pool[own]]), pool[~own])
+    return own | (pool <= threshold), threshold
+
+
+Gate = Annotated[Open | Own | Constant | Quantile | Share, Field(discriminator="name")]
+GATES = table(Open, Own, Constant, Quantile, Share)

@@ -1,0 +1,220 @@
+"""What goes over the wire: typed messages <-> one flat array of bytes.
+
+A payload is a safetensors file in memory: named arrays with types and shapes, one of them a JSON
+header; no pickle. It is one array, since every extra array costs Flower a round trip. Each side
+checks everything that it reads, and refuses with a `PayloadError` that says why.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from fedkd.errors import PayloadError
+from fedkd.exchange.combine import Consensus
+
+SCHEMA = 1
+"""Raised whenever a reader of the older version would misread the newer."""
+
+Bytes = NDArray[np.uint8]
+Array = NDArray[Any]
+HEADER = "header"
+
+
+class Hello(NamedTuple):
+    """A client's first words: who it is, and what it gives to the proxy pool.
+
+    `labels` and `class_counts` exist in simulation only; they serve to measure, never to learn.
+    """
+
+    client: int
+    n_private: int
+    n_classes: int
+    contribution: Array  # uint8 or float32 [m, c, h, w]: raw private samples, in the clear
+    labels: NDArray[np.int64]  # [m]
+    class_counts: NDArray[np.int64]  # [classes]
+
+
+class Answer(NamedTuple):
+    """One client's answers of one round."""
+
+    client: int
+    round: int
+    ids: NDArray[np.int32]  # [m] ascending, unique proxy ids
+    values: NDArray[np.float32]  # [m, classes]
+
+
+class Pool(NamedTuple):
+    """The proxy set."""
+
+    x: Array  # uint8 or float32 [n, c, h, w]
+    contributor: NDArray[np.int32]  # [n] the client that gave the sample, or -1
+
+
+def encode_hello(hello: Hello) -> Bytes:
+    """One client's hello as bytes."""
+    arrays = {
+        "contribution": hello.contribution,
+        "labels": hello.labels,
+        "class_counts": hello.class_counts,
+    }
+    return _encode(
+        "hello",
+        arrays,
+        client=hello.client,
+        n_private=hello.n_private,
+        n_classes=hello.n_classes,
+    )
+
+
+def decode_hello(data: Bytes) -> Hello:
+    """Raises: PayloadError where counts, labels or samples break the contract."""
+    spec = {"contribution": "uint8 float32", "labels": "int64", "class_counts": "int64"}
+    arrays, header = _decode(data, "hello", spec)
+    hello = Hello(
+        _whole(header, "client"), _whole(header, "n_private"), _whole(header, "n_classes"), **arrays
+    )
+    _require(hello.contribution.ndim == 4, "contribution is not [m, c, h, w]")
+    _require(hello.labels.shape == (len(hello.contribution),), "one label a sample is needed")
+    _require(hello.class_counts.shape == (hello.n_classes,), "one count a class is needed")
+    _require(bool((hello.class_counts >= 0).all()), "a class count is negative")
+    in_range = (hello.labels >= 0) & (hello.labels < hello.n_classes)
+    _require(bool(in_range.all()), "a label is out of range")
+    _finite(hello.contribution, "contribution")
+    return hello
+
+
+def encode_pool(pool: Pool) -> Bytes:
+    """The proxy set as bytes."""
+    return _encode("pool", pool._asdict())
+
+
+def decode_pool(data: Bytes) -> Pool:
+    """Raises: PayloadError where samples and contributors do not match or are not finite."""
+    arrays, _ = _decode(data, "pool", {"x": "uint8 float32", "contributor": "int32"})
+    pool = Pool(**arrays)
+    _require(pool.x.ndim == 4, "pool is not [n, c, h, w]")
+    _require(pool.contributor.shape == (len(pool.x),), "one contributor a sample is needed")
+    _finite(pool.x, "pool")
+    return pool
+
+
+def encode_answer(answer: Answer) -> Bytes:
+    """One client's answers as bytes."""
+    arrays = {"ids": answer.ids, "values": answer.values}
+    return _encode("answer", arrays, client=answer.client, round=answer.round)
+
+
+def decode_answer(
+    data: Bytes, *, client: int, round_: int, n_samples: int, n_classes: int, simplex: bool
+) -> Answer:
+    """The answers of `client` in `round_`.
+
+    Args: simplex: whether each row must be a distribution over the classes.
+    Raises: PayloadError for another client or round, ids out of range, unsorted or repeated, a
+        wrong shape, values that are not finite or, with `simplex`, not distributions.
+    """
+    arrays, header = _decode(data, "answer", {"ids": "int32", "values": "float32"})
+    answer = Answer(_whole(header, "client"), _whole(header, "round"), **arrays)
+    if answer.client != client:
+        raise PayloadError("answer in another client's name", value=answer.client)
+    if answer.round != round_:
+        raise PayloadError("answer of another round", value=answer.round, allowed=str(round_))
+    _rows(answer.ids, answer.values, n_samples, n_classes)
+    if simplex and len(answer.values):
+        off = float(np.abs(answer.values.sum(axis=1, dtype=np.float64) - 1).max())
+        low = float(answer.values.min())
+        if off > 1e-3 or low < 0:
+            raise PayloadError("a row is not a distribution", value=(low, off))
+    return answer
+
+
+def encode_consensus(consensus: Consensus, round_: int) -> Bytes:
+    """One round's consensus as bytes."""
+    return _encode("consensus", consensus._asdict(), round=round_)
+
+
+def decode_consensus(data: Bytes, *, round_: int, n_samples: int, n_classes: int) -> Consensus:
+    """Raises: PayloadError for another round, bad ids, a wrong shape or values not finite."""
+    arrays, header = _decode(data, "consensus", {"ids": "int32", "values": "float32"})
+    if _whole(header, "round") != round_:
+        raise PayloadError("consensus of another round", value=header["round"])
+    _rows(arrays["ids"], arrays["values"], n_samples, n_classes)
+    return Consensus(**arrays)
+
+
+def encode_weights(weights: NDArray[np.float32], client: int, round_: int) -> Bytes:
+    """A flat vector of model weights as bytes; client -1 is the server."""
+    return _encode("weights", {"weights": weights}, client=client, round=round_)
+
+
+def decode_weights(data: Bytes, *, client: int, round_: int, size: int) -> NDArray[np.float32]:
+    """Raises: PayloadError for another sender or round, a wrong size or values not finite."""
+    arrays, header = _decode(data, "weights", {"weights": "float32"})
+    if (_whole(header, "client"), _whole(header, "round")) != (client, round_):
+        raise PayloadError("weights of another client or round", value=header)
+    _require(arrays["weights"].shape == (size,), f"expected {size} weights")
+    _finite(arrays["weights"], "weights")
+    return arrays["weights"]
+
+
+def _encode(kind: str, arrays: Mapping[str, Array], **header: int) -> Bytes:
+    note = json.dumps({"schema": SCHEMA, "kind": kind, **header}).encode()
+    packed = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    packed[HEADER] = np.frombuffer(note, dtype=np.uint8)
+    return np.frombuffer(save(packed), dtype=np.uint8)
+
+
+def _decode(
+    data: Bytes, kind: str, spec: Mapping[str, str]
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """The arrays that `spec` names with their allowed types, and the header."""
+    try:
+        arrays = load(data.tobytes())
+        header = json.loads(arrays.pop(HEADER).tobytes())
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
+        raise PayloadError(f"not a payload: {error}") from None
+    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
+        raise PayloadError("wrong schema", value=header, allowed=str(SCHEMA))
+    if header.get("kind") != kind:
+        raise PayloadError("wrong kind of message", value=header.get("kind"), allowed=kind)
+    if set(arrays) != set(spec):
+        raise PayloadError("wrong arrays", value=sorted(arrays), allowed=", ".join(sorted(spec)))
+    for name, types in spec.items():
+        if str(arrays[name].dtype) not in types.split():
+            raise PayloadError(f"wrong type of {name}", value=str(arrays[name].dtype), allowed=types)
+    return arrays, header
+
+
+def _rows(ids: Array, values: Array, n_samples: int, n_classes: int) -> None:
+    _require(ids.ndim == 1, "ids are not [m]")
+    _require(
+        values.shape == (len(ids), n_classes),
+        f"values are {list(values.shape)}, not [{len(ids)}, {n_classes}]",
+    )
+    if len(ids):
+        _require(int(ids.min()) >= 0 and int(ids.max()) < n_samples, "an id is out of range")
+        _require(bool((np.diff(ids) > 0).all()), "ids are repeated or not ascending")
+    _finite(values, "values")
+
+
+def _whole(header: Mapping[str, Any], key: str) -> int:
+    value = header.get(key)
+    if type(value) is not int or value < -1:
+        raise PayloadError(f"header {key} is not a whole number", value=value)
+    return value
+
+
+def _finite(array: Array, name: str) -> None:
+    _require(bool(np.isfinite(array).all()), f"{name} has values that are not finite")
+
+
+def _require(truth: bool, what: str) -> None:
+    if not truth:
+        raise PayloadError(what)

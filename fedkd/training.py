@@ -1,0 +1,103 @@
+"""Local learning of one client: data lives as tensors, batches are slices of a permutation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedkd.config import Training
+from fedkd.data.dataset import as_input
+from fedkd.models.zoo import Classifier
+
+EVALUATION_BATCH = 512
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[Tensor, NDArray[np.int64]], Tensor],
+    x: Tensor,
+    epochs: float,
+    training: Training,
+    draws: np.random.Generator,
+) -> float:
+    """Train `model` in place on `x` [n, c, h, w] with a fresh optimiser.
+
+    Args: loss: from logits [b, classes] and the batch's positions [b] to a scalar;
+        epochs: passes over `x`; a share of a pass when below one, at least one batch.
+    Returns: the mean loss over all samples seen, or NaN when there is nothing to learn.
+    """
+    if len(x) == 0:
+        return math.nan
+    model.train()
+    optimizer = _optimizer(model, training)
+    total, seen = 0.0, 0
+    for batch in _batches(len(x), epochs, training.batch_size, draws):
+        inputs = as_input(x[torch.from_numpy(batch)]).contiguous(memory_format=torch.channels_last)
+        value = loss(model(inputs), batch)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += value.item() * len(batch)
+        seen += len(batch)
+    return total / seen
+
+
+def cross_entropy(y: Tensor) -> Callable[[Tensor, NDArray[np.int64]], Tensor]:
+    """The loss of `fit` for labels y [n]."""
+    return lambda logits, batch: F.cross_entropy(logits, y[torch.from_numpy(batch)])
+
+
+def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    if training.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=training.learning_rate)
+    return torch.optim.SGD(
+        model.parameters(), lr=training.learning_rate, momentum=training.momentum
+    )
+
+
+def _batches(
+    n: int, epochs: float, batch_size: int, draws: np.random.Generator
+) -> Iterator[NDArray[np.int64]]:
+    """Batches of a new permutation each epoch; the last epoch may be cut short."""
+    per_epoch = math.ceil(n / batch_size)
+    left = max(1, round(epochs * per_epoch))
+    while left > 0:
+        order = draws.permutation(n)
+        for start in range(0, min(left, per_epoch) * batch_size, batch_size):
+            yield order[start : start + batch_size]
+        left -= per_epoch
+
+
+@torch.no_grad()
+def predict(model: Classifier, x: Tensor) -> Tensor:
+    """Logits [n, classes] of x [n, c, h, w]."""
+    return _mapped(model, x)
+
+
+@torch.no_grad()
+def features(model: Classifier, x: Tensor) -> Tensor:
+    """Penultimate features [n, d] of x [n, c, h, w]."""
+    return _mapped(model.features, x)
+
+
+def _mapped(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    blocks = [
+        function(as_input(block).contiguous(memory_format=torch.channels_last))
+        for block in x.split(EVALUATION_BATCH)
+    ]
+    return torch.cat(blocks)
+
+
+def class_accuracy(model: Classifier, x: Tensor, y: Tensor, n_classes: int) -> NDArray[np.float64]:
+    """Accuracy within each class [classes]; NaN for a class without samples."""
+    model.eval()
+    hit = predict(model, x).argmax(dim=1) == y
+    right = torch.bincount(y[hit], minlength=n_classes).double()
+    of = torch.bincount(y, minlength=n_classes).double()
+    return (right / of).cpu().numpy()

@@ -1,0 +1,1 @@
+"""What may leave a client, what it costs, and what leaked anyway."""

@@ -1,0 +1,1 @@
+"""What you run: scenario files, and the programs that run them."""

@@ -1,0 +1,1 @@
+"""What carries the messages; the ServerApp and the ClientApp are the same on every grid."""

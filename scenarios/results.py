@@ -1,0 +1,105 @@
+"""What a run gave: its cells, and the table that compares them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedkd.config import Scenario
+from server.events import Event
+
+Round = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One row with one seed, as its events tell it."""
+
+    row: str
+    seed: int
+    events: Sequence[Event]
+
+    def of(self, kind: str) -> list[Event]:
+        """The events of one kind, in order."""
+        return [event for event in self.events if event["event"] == kind]
+
+    @property
+    def last(self) -> Round:
+        """The last round: the figure to quote."""
+        return self.of("round")[-1]
+
+    @property
+    def best(self) -> Round:
+        """The round with the best validation accuracy (never chosen on the test set)."""
+        return max(self.of("round"), key=lambda r: float(r.get("validation_accuracy", r["round"])))
+
+    @property
+    def bytes(self) -> int:
+        """All payload bytes, up and down, the proxy pool included."""
+        return sum(
+            event["bytes_up"] + event["bytes_down"]
+            for event in self.events
+            if event["event"] in ("round", "pool")
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Time of all rounds."""
+        return float(sum(event["seconds"] for event in self.of("round")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A scenario's cells; rows in the order they ran, the scenario's own first."""
+
+    scenario: Scenario
+    folder: Path | None
+    cells: tuple[Cell, ...]
+
+    def rows(self) -> dict[str, list[Cell]]:
+        """The cells of each row, one a seed."""
+        rows: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            rows.setdefault(cell.row, []).append(cell)
+        return rows
+
+    def table(self) -> list[dict[str, Any]]:
+        """One line a row: means over seeds, and the standard deviation of the accuracy.
+
+        Keys: row, seeds, accuracy (last round), accuracy_sd (over seeds; None for one seed),
+        accuracy_worst, own_accuracy, best_accuracy (round chosen on validation), accepted,
+        precision, recall, consensus_accuracy (None where there is none), bytes, seconds.
+        """
+        return [_line(row, cells) for row, cells in self.rows().items()]
+
+
+def _line(row: str, cells: list[Cell]) -> dict[str, Any]:
+    def mean(key: str) -> float | None:
+        values = [cell.last[key] for cell in cells if cell.last.get(key) is not None]
+        return float(np.mean(values)) if values else None
+
+    accuracies = [cell.last["accuracy"] for cell in cells]
+    return {
+        "row": row,
+        "seeds": [cell.seed for cell in cells],
+        "accuracy": mean("accuracy"),
+        "accuracy_sd": float(np.std(accuracies, ddof=1)) if len(cells) > 1 else None,
+        **{
+            key: mean(key)
+            for key in (
+                "accuracy_worst",
+                "own_accuracy",
+                "accepted",
+                "precision",
+                "recall",
+                "consensus_accuracy",
+            )
+        },
+        "best_accuracy": float(np.mean([cell.best["accuracy"] for cell in cells])),
+        "bytes": round(np.mean([cell.bytes for cell in cells])),
+        "seconds": float(np.mean([cell.seconds for cell in cells])),
+    }

@@ -1,0 +1,176 @@
+"""Run a scenario: every row and seed is a cell, and a cell that is done is never run again."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from scenarios import quiet  # noqa: F401  # before anything that imports flwr
+
+from clients.app import app as folder_client_app  # isort: skip
+from clients.app import make_app as make_client_app
+from clients.store import MemoryStore
+from fedkd import config
+from fedkd.config import Scenario
+from fedkd.data.federation import build
+from fedkd.errors import FedkdError
+from scenarios.grids import flower, inline
+from scenarios.results import Cell, Result
+from server.app import make_app as make_server_app
+from server.events import Event, read
+
+DONE = "done"
+Listener = Callable[[str, int, Event], None]
+"""Is told row, seed and event."""
+
+
+def simulate(
+    scenario: str | Path | Scenario,
+    *,
+    folder: str | Path | None = None,
+    overrides: tuple[str, ...] = (),
+    listener: Listener | None = None,
+    **training: Any,
+) -> Result:
+    """Run a scenario with its references and seeds.
+
+    Args: scenario: a TOML file or a Scenario; folder: keeps events, checkpoints and clients, and
+        makes the run resumable: what is already done there is not done again (None keeps nothing
+        on disk); overrides: "section.key=value" as `--set` takes them; listener: is told every
+        event; training: settings of the section `training`, such as rounds=5.
+    Raises: FedkdError for a mistake in the scenario or its data, before anything is run.
+    """
+    if not isinstance(scenario, Scenario):
+        scenario = config.load(scenario, overrides)
+    if training:
+        table = scenario.model_dump()
+        scenario = config.parse({**table, "training": {**table["training"], **training}})
+    run_folder = Path(folder) if folder is not None else None
+    if run_folder is None:
+        cells = [_run_cell(plan, None, listener) for plan in plans(scenario)]
+    else:
+        with _locked(run_folder):
+            _keep_scenario(run_folder, scenario)
+            cells = [_run_cell(plan, run_folder, listener) for plan in plans(scenario)]
+    return Result(scenario=scenario, folder=run_folder, cells=tuple(cells))
+
+
+def resume(folder: str | Path, listener: Listener | None = None) -> Result:
+    """Go on with a run folder: cells that are done are read, the others go on."""
+    folder = Path(folder)
+    return simulate(scenario_of(folder), folder=folder, listener=listener)
+
+
+def scenario_of(folder: Path) -> Scenario:
+    """The scenario that a run folder keeps."""
+    path = folder / "scenario.toml"
+    if not path.exists():
+        raise FedkdError("not a run folder", value=str(folder), fix="give a folder under runs/")
+    return config.load(path)
+
+
+def load_result(folder: str | Path) -> Result:
+    """The result that a run folder holds so far; rows without a finished round are left out."""
+    folder = Path(folder)
+    scenario = scenario_of(folder)
+    cells = [plan.read(folder) for plan in plans(scenario)]
+    return Result(
+        scenario=scenario,
+        folder=folder,
+        cells=tuple(cell for cell in cells if cell.of("round")),
+    )
+
+
+def new_folder(scenario: Scenario, parent: Path) -> Path:
+    """A folder name that says what and when."""
+    return parent / f"{scenario.name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One cell to run."""
+
+    row: str
+    seed: int
+    scenario: Scenario
+
+    def folder(self, run_folder: Path) -> Path:
+        """Where the cell keeps what it makes."""
+        return run_folder / self.row / f"seed-{self.seed}"
+
+    def read(self, run_folder: Path) -> Cell:
+        """The cell as its event log tells it so far."""
+        events = list(read(self.folder(run_folder) / "events.jsonl"))
+        return Cell(row=self.row, seed=self.seed, events=events)
+
+
+def plans(scenario: Scenario) -> list[Plan]:
+    """The scenario's own row first, then its references; each with every seed."""
+    rows = {scenario.method.name: scenario}
+    rows |= {name: scenario.row(name) for name in scenario.references if name not in rows}
+    return [Plan(row, seed, what) for row, what in rows.items() for seed in scenario.seeds]
+
+
+def _run_cell(plan: Plan, run_folder: Path | None, listener: Listener | None) -> Cell:
+    def tell(event: Event) -> None:
+        events.append(event)
+        if listener is not None:
+            listener(plan.row, plan.seed, event)
+
+    events: list[Event] = []
+    if run_folder is None:
+        _carry(plan, None, tell)
+        return Cell(row=plan.row, seed=plan.seed, events=events)
+    folder = plan.folder(run_folder)
+    if not (folder / DONE).exists():
+        _carry(plan, folder, tell)
+        (folder / DONE).touch()
+    return plan.read(run_folder)
+
+
+def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> None:
+    scenario = plan.scenario
+    proxy = scenario.proxy if scenario.uses_pool else None
+    world = build(scenario.data, scenario.partition, proxy, scenario.validation, plan.seed)
+    if scenario.grid.name == "inline":
+        store = MemoryStore()
+        client_app = folder_client_app if folder else make_client_app(lambda config: store)
+        server_app = make_server_app(scenario, plan.seed, folder, tell)
+        inline.run(server_app, client_app, world.n_clients)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        server_app = make_server_app(scenario, plan.seed, folder or Path(scratch), tell)
+        flower.run(server_app, folder_client_app, world.n_clients, scenario.grid)
+
+
+def _keep_scenario(folder: Path, scenario: Scenario) -> None:
+    path = folder / "scenario.toml"
+    text = config.dump(scenario)
+    if path.exists() and config.load(path) != scenario:
+        raise FedkdError(
+            "the folder holds a run of another scenario",
+            value=str(folder),
+            fix=f"fedkd resume {folder}, or choose another folder",
+        )
+    path.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of the run folder; the lock goes with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FedkdError(
+                "another process is working in this run folder", value=os.fspath(folder)
+            ) from None
+        yield

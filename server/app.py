@@ -1,0 +1,66 @@
+"""The ServerApp. `flwr run` finds `app`, which reads its job from the run config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedkd.config import Scenario, load
+from server import rounds
+from server.events import EventLog, Listener
+from server.setup import Job
+
+
+def make_app(
+    scenario: Scenario, seed: int, folder: Path | None, listener: Listener | None = None
+) -> ServerApp:
+    """The ServerApp for one run of a scenario.
+
+    Args: folder: where events, checkpoints and the simulated clients' state go, or None to keep
+        nothing; listener: is told each event as it happens.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        _run(grid, scenario, seed, folder, listener)
+
+    return app
+
+
+def _run(
+    grid: Grid, scenario: Scenario, seed: int, folder: Path | None, listener: Listener | None
+) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    job = Job(
+        scenario=scenario,
+        seed=seed,
+        state_folder=str((folder / "clients").resolve()) if folder else "",
+    )
+    log = EventLog(folder / "events.jsonl" if folder else None, listener)
+    rounds.run(grid, job, log, folder / "checkpoints" if folder else None)
+
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """`flwr run .`: the keys `scenario`, `set` and `folder` of the run config say what to do."""
+    config = context.run_config
+    home = Path(__file__).parent.parent
+    scenario = load(home / str(config["scenario"]), str(config["set"]).split())
+    folder = Path(str(config["folder"])).expanduser()
+    for seed in scenario.seeds:
+        _run(grid, scenario, seed, folder / f"{scenario.name}-seed{seed}", print_round)
+
+
+def print_round(event: dict[str, object]) -> None:
+    """One line a round, for Flower's own log."""
+    if event["event"] == "round":
+        shown = ("round", "accuracy", "accuracy_worst", "accepted", "consensus_accuracy")
+        print({key: event[key] for key in shown if key in event}, flush=True)

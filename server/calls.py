@@ -1,0 +1,56 @@
+"""Asking many clients at once, and hearing them in partition order, whatever arrives first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+POLL_S = 0.02
+
+
+class Reply(NamedTuple):
+    """What came back from one client: its content, or why there is none."""
+
+    client: int
+    content: RecordDict | None
+    failure: str | None
+
+
+def ask(
+    grid: Grid,
+    nodes: Mapping[int, int],
+    content: RecordDict,
+    message_type: str,
+    timeout_s: float,
+) -> Iterator[Reply]:
+    """Send one content to the clients in `nodes` (client -> node id); yield replies by client.
+
+    Each reply is yielded as soon as all clients before it are settled, so a caller that adds them
+    up holds few at a time. A client that is silent until `timeout_s` is a failure.
+    """
+    clients = sorted(nodes)
+    outgoing = [Message(content, nodes[client], message_type, group_id="") for client in clients]
+    ids = dict(zip(grid.push_messages(outgoing), clients, strict=True))
+    arrived: dict[int, Reply] = {}
+    deadline = time.monotonic() + timeout_s
+    for client in clients:
+        while client not in arrived:
+            for message in grid.pull_messages(list(ids)):
+                sender = ids.pop(message.metadata.reply_to_message_id)
+                arrived[sender] = _reply(sender, message)
+            if client not in arrived:
+                if time.monotonic() > deadline:
+                    arrived[client] = Reply(client, None, f"silent for {timeout_s:g} s")
+                else:
+                    time.sleep(POLL_S)
+        yield arrived.pop(client)
+
+
+def _reply(client: int, message: Message) -> Reply:
+    if message.has_error():
+        return Reply(client, None, f"failed: {message.error.reason}")
+    return Reply(client, message.content, None)

@@ -1,0 +1,202 @@
+"""What travels in a round, seen from the server: one small class for each kind of exchange.
+
+Each kind says what goes down with `train`, takes what comes up, and says what goes down with
+`evaluate`. Methods that exchange soft labels differ in their stages, not here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.nn.utils import parameters_to_vector
+
+from fedkd import payload
+from fedkd.errors import FedkdError
+from fedkd.exchange.combine import Consensus, WeightAverage
+from fedkd.models.zoo import build
+from fedkd.rng import torch_stream
+from server import measures
+from server.setup import Job, Roster
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Exchange(Protocol):
+    """One round after the other: `ask`, then `hear` each client in order, then `tell`."""
+
+    def ask(self, round_: int) -> payload.Bytes | None:
+        """What every participant gets with `train`."""
+
+    def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
+        """Take one client's reply; return what it says about the client.
+
+        Raises: PayloadError if the reply breaks the contract; it is then as if it never came.
+        """
+
+    def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
+        """What every participant gets with `evaluate`, and what to log about it."""
+
+    def arrays(self) -> Arrays:
+        """What a checkpoint must keep."""
+
+    def restore(self, arrays: Arrays) -> None:
+        """Go back to a checkpoint."""
+
+
+class Nothing:
+    """Clients learn alone."""
+
+    def ask(self, round_: int) -> payload.Bytes | None:
+        """Nothing."""
+        return None
+
+    def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
+        """Nothing is expected."""
+        return {}
+
+    def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
+        """Nothing."""
+        return None, {}
+
+    def arrays(self) -> Arrays:
+        """Nothing."""
+        return {}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Nothing."""
+
+
+class ProxyLabels(Nothing):
+    """The reference row that teaches the proxy set's true labels."""
+
+    def __init__(self, roster: Roster) -> None:
+        if roster.labels is None:
+            raise FedkdError(
+                "the proxy set has no labels to teach",
+                fix='drop "proxy-labels" from references, or use a contributed or public proxy',
+            )
+        onehot = np.eye(roster.n_classes, dtype=np.float32)[roster.labels]
+        self._truth = Consensus(np.arange(len(onehot), dtype=np.int32), onehot)
+
+    def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
+        """The labels as one-hot rows."""
+        return payload.encode_consensus(self._truth, round_), {}
+
+
+class SoftLabels:
+    """Answers up, their consensus down."""
+
+    def __init__(self, job: Job, roster: Roster) -> None:
+        assert roster.pool is not None  # every method of this exchange uses a pool
+        self._roster = roster
+        self._n_samples = len(roster.pool.x)
+        self._rule = job.scenario.method.combine
+        self._simplex = job.scenario.method.release.name == "probabilities"
+        self._votes = self._rule.start(self._n_samples, roster.n_classes)
+        self._consensus = self._rule.finish(self._votes)
+
+    def ask(self, round_: int) -> payload.Bytes | None:
+        """Nothing: the scenario says it all. Last round's votes are cleared."""
+        self._votes = self._rule.start(self._n_samples, self._roster.n_classes)
+        return None
+
+    def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
+        """Check the answers, add them to the votes, and measure the client's filter."""
+        if data is None:
+            raise payload.PayloadError("no answers in the reply")
+        answer = payload.decode_answer(
+            data,
+            client=client,
+            round_=round_,
+            n_samples=self._n_samples,
+            n_classes=self._roster.n_classes,
+            simplex=self._simplex,
+        )
+        self._rule.add(self._votes, answer.ids, answer.values)
+        labels = self._roster.labels
+        if labels is None:
+            return {"accepted": len(answer.ids) / self._n_samples}
+        return measures.filter_quality(answer.ids, labels, self._roster.class_counts[client])
+
+    def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
+        """The consensus; nothing if no sample was answered by anyone."""
+        self._consensus = self._rule.finish(self._votes)
+        kept = len(self._consensus.ids)
+        said: dict[str, Any] = {"kept": kept / self._n_samples}
+        if kept == 0:
+            return None, {**said, "note": "no client accepted any proxy sample: no consensus"}
+        labels = self._roster.labels
+        if labels is not None:
+            said["consensus_accuracy"] = measures.consensus_accuracy(self._consensus, labels)
+        return payload.encode_consensus(self._consensus, round_), said
+
+    def arrays(self) -> Arrays:
+        """The consensus, for whoever reads the run folder; the next round does not need it."""
+        return {"ids": self._consensus.ids, "values": self._consensus.values}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take the consensus back."""
+        self._consensus = Consensus(arrays["ids"], arrays["values"])
+
+
+class Weights:
+    """Model weights up, their average down: FedAvg."""
+
+    def __init__(self, job: Job, roster: Roster) -> None:
+        names = set(job.scenario.model.names)
+        if len(names) > 1:
+            raise FedkdError(
+                "fedavg needs one model for all clients",
+                value=sorted(names),
+                fix='name one model in model.names, or drop "fedavg" from references',
+            )
+        init = torch_stream(job.seed, "server", purpose="init")
+        model = build(names.pop(), roster.shape, roster.n_classes, init)
+        self._weights = parameters_to_vector(model.parameters()).detach().numpy()
+        self._samples = {client: int(counts.sum()) for client, counts in roster.class_counts.items()}
+        self._average = WeightAverage()
+
+    def ask(self, round_: int) -> payload.Bytes | None:
+        """The weights so far."""
+        self._average = WeightAverage()
+        return payload.encode_weights(self._weights, -1, round_)
+
+    def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
+        """Add one client's weights."""
+        if data is None:
+            raise payload.PayloadError("no weights in the reply")
+        weights = payload.decode_weights(
+            data, client=client, round_=round_, size=len(self._weights)
+        )
+        self._average.add(weights, self._samples[client])
+        return {}
+
+    def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
+        """The new average, or the old one if nobody answered."""
+        average = self._average.finish()
+        if average is not None:
+            self._weights = average
+        return payload.encode_weights(self._weights, -1, round_), {}
+
+    def arrays(self) -> Arrays:
+        """The weights."""
+        return {"weights": self._weights}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take the weights back."""
+        self._weights = arrays["weights"]
+
+
+def exchange_of(job: Job, roster: Roster) -> Exchange:
+    """The exchange of a job's method."""
+    match job.scenario.method.exchange:
+        case "none":
+            return Nothing()
+        case "proxy-labels":
+            return ProxyLabels(roster)
+        case "soft-labels":
+            return SoftLabels(job, roster)
+        case "weights":
+            return Weights(job, roster)

@@ -1,0 +1,55 @@
+"""What the server measures in a simulation, where it knows the proxy set's labels.
+
+The labels come from the clients' hellos or the public source and are used here only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkd.exchange.combine import Consensus
+
+
+def filter_quality(
+    ids: NDArray[np.int32], labels: NDArray[np.int64], class_counts: NDArray[np.int64]
+) -> dict[str, Any]:
+    """How well one client's filter found the samples of its own classes.
+
+    Args: ids: accepted proxy ids [m]; labels: of the proxy set [n]; class_counts: of the client.
+    Returns: accepted share, precision, recall, and accepted samples by class.
+    """
+    familiar = class_counts[labels] > 0
+    right = int(familiar[ids].sum())
+    quality: dict[str, Any] = {
+        "accepted": len(ids) / len(labels),
+        "accepted_by_class": np.bincount(labels[ids], minlength=len(class_counts)).tolist(),
+    }
+    if len(ids):
+        quality["precision"] = right / len(ids)
+    if familiar.any():
+        quality["recall"] = right / int(familiar.sum())
+    return quality
+
+
+def consensus_accuracy(consensus: Consensus, labels: NDArray[np.int64]) -> float | None:
+    """Share of the kept samples whose most likely class is the label; None if none is kept."""
+    if len(consensus.ids) == 0:
+        return None
+    return float((consensus.values.argmax(axis=1) == labels[consensus.ids]).mean())
+
+
+def over_clients(reports: list[dict[str, float]]) -> dict[str, float]:
+    """Mean, spread (standard deviation) and worst of the clients' accuracies; means of the rest."""
+    summary: dict[str, float] = {}
+    for key in ("accuracy", "own_accuracy", "validation_accuracy", "precision", "recall", "accepted"):
+        values = [report[key] for report in reports if key in report]
+        if values:
+            summary[key] = float(np.mean(values))
+    accuracies = [report["accuracy"] for report in reports if "accuracy" in report]
+    if accuracies:
+        summary["accuracy_sd"] = float(np.std(accuracies))
+        summary["accuracy_worst"] = float(np.min(accuracies))
+    return summary

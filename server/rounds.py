@@ -1,0 +1,108 @@
+"""The server's work, round by round: ask, check, combine, tell, measure, remember."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from fedkd import payload
+from fedkd.errors import FedkdError, PayloadError
+from fedkd.rng import stream
+from server import checkpoint, measures
+from server.calls import Reply, ask
+from server.checkpoint import Checkpoint
+from server.events import EventLog
+from server.exchanges import Exchange, exchange_of
+from server.setup import Job, Roster, set_up
+
+Report = dict[str, Any]
+
+
+def run(grid: Grid, job: Job, log: EventLog, checkpoints: Path | None) -> None:
+    """Every round of a job; from the newest checkpoint on, if there is one."""
+    saved = checkpoint.latest(checkpoints) if checkpoints else None
+    log.cut(saved.note["events_bytes"] if saved else 0)
+    roster = set_up(grid, job, EventLog(None) if saved else log)
+    exchange = exchange_of(job, roster)
+    if saved:
+        exchange.restore(saved.arrays)
+    for round_ in range(saved.round + 1 if saved else 1, job.scenario.training.rounds + 1):
+        play(grid, job, log, roster, exchange, round_)
+        if checkpoints:
+            note = {"events_bytes": log.size()}
+            checkpoint.save(checkpoints, Checkpoint(round_, note, exchange.arrays()))
+
+
+def play(
+    grid: Grid, job: Job, log: EventLog, roster: Roster, exchange: Exchange, round_: int
+) -> None:
+    """One round: `train` and `evaluate` with those who take part, one event a client and one in all."""
+    start = time.perf_counter()
+    timeout_s = job.scenario.training.timeout_s
+    nodes = {client: roster.nodes[client] for client in participants(job, roster, round_)}
+    reports: dict[int, Report] = {client: {} for client in nodes}
+    failures: list[str] = []
+    up = down = 0
+
+    def refuse(step: str, client: int, reason: str) -> None:
+        failures.append(reason)
+        log.emit("refused", round=round_, client=client, step=step, reason=reason)
+
+    question = exchange.ask(round_)
+    content = job.content(round_, roster.digest, question)
+    for reply in ask(grid, nodes, content, "train", timeout_s):
+        data = _payload(reply)
+        up += len(data) if data is not None else 0
+        down += len(question) if question is not None else 0
+        reports[reply.client]["bytes_up"] = len(data) if data is not None else 0
+        try:
+            reports[reply.client] |= _metrics(reply) | exchange.hear(round_, reply.client, data)
+        except PayloadError as error:
+            refuse("train", reply.client, str(error))
+
+    verdict, said = exchange.tell(round_)
+    content = job.content(round_, roster.digest, verdict)
+    for reply in ask(grid, nodes, content, "evaluate", timeout_s):
+        down += len(verdict) if verdict is not None else 0
+        try:
+            reports[reply.client] |= _metrics(reply)
+        except PayloadError as error:
+            refuse("evaluate", reply.client, str(error))
+    if not any("accuracy" in report for report in reports.values()):
+        raise FedkdError(f"no client got through round {round_}; the first said: {failures[0]}")
+    for client, report in reports.items():
+        log.emit("client", round=round_, client=client, **report)
+    log.emit(
+        "round",
+        round=round_,
+        n_clients=len(nodes),
+        bytes_up=up,
+        bytes_down=down,
+        **said,
+        **measures.over_clients(list(reports.values())),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def participants(job: Job, roster: Roster, round_: int) -> list[int]:
+    """Who takes part, drawn from the sorted partition ids; at least one."""
+    clients = sorted(roster.nodes)
+    n_taking_part = max(1, round(job.scenario.training.participation * len(clients)))
+    draws = stream(job.seed, "server", round_, purpose="participants")
+    return sorted(draws.choice(clients, n_taking_part, replace=False).tolist())
+
+
+def _payload(reply: Reply) -> payload.Bytes | None:
+    if reply.content is None or "payload" not in reply.content:
+        return None
+    return reply.content.array_records["payload"]["bytes"].numpy()
+
+
+def _metrics(reply: Reply) -> Report:
+    """What the client reports about itself. Raises: PayloadError if it failed instead."""
+    if reply.content is None:
+        raise PayloadError(f"no reply: {reply.failure}")
+    return dict(reply.content.metric_records["metrics"])

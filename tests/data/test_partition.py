@@ -1,0 +1,224 @@
+"""Partitions: always a partition, always what the row promises, and as its oracle deals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from flwr_datasets.partitioner import IidPartitioner, Partitioner, PathologicalPartitioner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from fedkd.data.by_class import Pathological, Strong, Weak
+from fedkd.data.partition import (
+    PARTITIONS,
+    Dirichlet,
+    Iid,
+    Natural,
+    Partition,
+    Quantity,
+    Shards,
+    class_counts,
+)
+from fedkd.errors import FedkdError
+
+Ids = NDArray[np.int64]
+BALANCED = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 60))
+
+
+def assert_partition(parts: list[Ids], n: int) -> None:
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(n))
+    assert all(part.dtype == np.int64 for part in parts)
+    assert all((np.diff(part) > 0).all() for part in parts)
+    assert min(len(part) for part in parts) >= 2
+
+
+def by_flower(partitioner: Partitioner, labels: Ids) -> list[Ids]:
+    """What flwr-datasets' own partitioner makes of the labels."""
+    rows = np.arange(len(labels))
+    partitioner.dataset = datasets.Dataset.from_dict({"label": labels, "row": rows})
+    parts = map(partitioner.load_partition, range(partitioner.num_partitions))
+    return [part.with_format("numpy")[:]["row"] for part in parts]
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> Any:
+    """Any row of the table that needs no more than 12 clients."""
+    clients = draw(st.integers(1, 12))
+    name = draw(st.sampled_from(sorted(PARTITIONS.keys() - {"natural"})))
+    extra: dict[str, Any] = {}
+    if name in ("dirichlet", "quantity"):
+        extra["alpha"] = draw(st.floats(0.001, 1000))
+    if name == "pathological":
+        extra["classes_per_client"] = draw(st.integers(1, 5))
+    if name == "shards":
+        extra["shards_per_client"] = draw(st.integers(1, 5))
+    return TypeAdapter(Partition).validate_python({"name": name, "clients": clients, **extra})
+
+
+@settings(deadline=None, max_examples=150)
+@given(rows(), st.lists(st.integers(-3, 5), min_size=1, max_size=80), st.integers(0, 2**40))
+def test_every_row_gives_a_partition_or_says_why_not(
+    row: Any, labels: list[int], seed: int
+) -> None:
+    y = np.array(labels)
+    try:
+        parts = row.split(y, None, seed)
+    except FedkdError as error:
+        assert "fix: " in str(error)
+        return
+    assert len(parts) == row.clients
+    assert_partition(parts, len(y))
+    again = row.split(y, None, seed)
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+
+
+@pytest.mark.parametrize("name", sorted(PARTITIONS.keys() - {"natural"}))
+def test_the_defaults_work_and_follow_the_seed(name: str) -> None:
+    row = TypeAdapter(Partition).validate_python({"name": name})
+    first, second = row.split(BALANCED, None, 1), row.split(BALANCED, None, 2)
+    assert_partition(first, len(BALANCED))
+    assert any(not np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def n_classes_of(parts: list[Ids], labels: Ids = BALANCED) -> Ids:
+    counts = class_counts(parts, labels, 10)
+    return np.count_nonzero(counts, axis=1)
+
+
+@given(st.integers(10, 30), st.integers(0, 99))
+def test_strong_is_one_class_a_client(clients: int, seed: int) -> None:
+    assert set(n_classes_of(Strong(clients=clients).split(BALANCED, None, seed))) == {1}
+
+
+@given(st.integers(5, 30), st.integers(0, 99))
+def test_weak_is_two_classes_a_client(clients: int, seed: int) -> None:
+    assert set(n_classes_of(Weak(clients=clients).split(BALANCED, None, seed))) == {2}
+
+
+@given(st.integers(10, 20), st.integers(1, 6), st.integers(0, 99))
+def test_pathological_is_k_classes_a_client(clients: int, k: int, seed: int) -> None:
+    row = Pathological(clients=clients, classes_per_client=k)
+    assert set(n_classes_of(row.split(BALANCED, None, seed))) == {k}
+
+
+@pytest.mark.parametrize(("row", "k"), [(Strong(), 1), (Weak(), 2)])
+def test_strong_and_weak_deal_as_flower_does(row: Strong | Weak, k: int) -> None:
+    oracle = by_flower(PathologicalPartitioner(10, "label", k, "deterministic"), BALANCED)
+    ours = class_counts(row.split(BALANCED, None, 0), BALANCED, 10)
+    assert np.array_equal(ours, class_counts(oracle, BALANCED, 10))
+
+
+def test_pathological_draws_its_classes_as_flower_does() -> None:
+    """First classes are equal; the others are drawn uniformly, so equal on average."""
+    ours, theirs = np.zeros((20, 10)), np.zeros((20, 10))
+    for seed in range(60):
+        parts = Pathological(clients=20, classes_per_client=3).split(BALANCED, None, seed)
+        ours += class_counts(parts, BALANCED, 10) > 0
+        oracle = PathologicalPartitioner(20, "label", 3, "first-deterministic", seed=seed)
+        theirs += class_counts(by_flower(oracle, BALANCED), BALANCED, 10) > 0
+    first = np.arange(20) % 10
+    assert (ours[np.arange(20), first] == 60).all()
+    assert (theirs[np.arange(20), first] == 60).all()
+    # Off the first class both are 2/9 on average; 5 standard deviations of 60 draws are 0.27.
+    assert np.abs(ours - theirs).max() / 60 < 0.27 * 2**0.5
+    assert np.abs(ours.sum(0) - theirs.sum(0)).max() / (60 * 20) < 0.06
+
+
+def test_iid_has_flowers_sizes_and_mixes_the_classes() -> None:
+    labels = np.sort(BALANCED)[:597]
+    parts = Iid(clients=4).split(labels, None, 0)
+    oracle = by_flower(IidPartitioner(4), labels)
+    assert [len(part) for part in parts] == [len(part) for part in oracle]
+    assert class_counts(parts, labels, 10).min() >= 5
+
+
+def dirichlet_counts(alpha: float, n_seeds: int) -> NDArray[np.float64]:
+    row = Dirichlet(clients=4, alpha=alpha)
+    return np.stack(
+        [class_counts(row.split(BALANCED, None, s), BALANCED, 10) for s in range(n_seeds)]
+    ).astype(np.float64)
+
+
+def test_dirichlet_has_the_moments_of_its_name() -> None:
+    """Shares of a class: mean 1/k and variance (1/k)(1 - 1/k) / (k alpha + 1)."""
+    shares = dirichlet_counts(alpha=1.0, n_seeds=60) / 60
+    assert shares.mean() == pytest.approx(1 / 4)
+    assert shares.var() == pytest.approx((1 / 4) * (3 / 4) / (4 * 1.0 + 1), rel=0.1)
+
+
+def test_dirichlet_with_a_great_alpha_is_nearly_iid() -> None:
+    assert np.abs(dirichlet_counts(alpha=1e6, n_seeds=3) - 15).max() <= 1
+
+
+def test_dirichlet_gives_up_quietly_on_a_tiny_alpha() -> None:
+    with pytest.raises(FedkdError, match=r"got 0\.001; fix: raise partition.alpha"):
+        Dirichlet(clients=100, alpha=0.001).split(BALANCED, None, 0)
+
+
+def test_quantity_skews_sizes_only() -> None:
+    labels = np.repeat(np.arange(2), 5000)
+    parts = Quantity(clients=5, alpha=0.3).split(labels, None, 0)
+    assert max(map(len, parts)) > 2 * min(map(len, parts))
+    largest = class_counts(parts, labels, 2)[np.argmax([len(part) for part in parts])]
+    assert largest[0] / largest.sum() == pytest.approx(0.5, abs=0.05)
+    even = Quantity(clients=5, alpha=1000).split(labels, None, 0)
+    assert max(map(len, even)) < 1.3 * min(map(len, even))
+
+
+def test_shards_are_runs_of_the_sorted_labels() -> None:
+    parts = Shards(clients=10, shards_per_client=2).split(BALANCED, None, 0)
+    assert [len(part) for part in parts] == [60] * 10
+    assert n_classes_of(parts).max() <= 2
+    assert set(class_counts(parts, BALANCED, 10).ravel()) <= {0, 30, 60}
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=40))
+def test_natural_is_one_client_an_id(owners: list[int]) -> None:
+    ids = np.array(owners * 2)
+    parts = Natural().split(np.zeros_like(ids), ids, 0)
+    assert_partition(parts, len(ids))
+    assert [set(ids[part]) for part in parts] == [{owner} for owner in sorted(set(owners))]
+
+
+@pytest.mark.parametrize(
+    ("row", "labels", "message"),
+    [
+        (Iid(clients=301), BALANCED, "set partition.clients to at most 300"),
+        (Strong(clients=9), BALANCED, "needs at least 10 clients"),
+        (Weak(clients=4), BALANCED, "needs at least 5 clients"),
+        (Weak(clients=2), np.zeros(9, np.int64), "2 classes a client, but the data have 1"),
+        (Pathological(clients=9), BALANCED, "needs at least 10 clients"),
+        (Pathological(classes_per_client=11), BALANCED, "11 classes a client"),
+        (Shards(clients=2), np.zeros(5, np.int64), None),
+        (Natural(), BALANCED, "needs data that name each sample's owner"),
+        (Strong(clients=4), np.array([0] * 9 + [1]), "client 2 would get too few samples"),
+    ],
+)
+def test_impossible_splits(row: Any, labels: Ids, message: str | None) -> None:
+    if message is None:
+        assert_partition(row.split(labels, None, 0), len(labels))
+        return
+    with pytest.raises(FedkdError, match=message):
+        row.split(labels, None, 0)
+
+
+def test_a_natural_owner_of_one_sample_is_refused() -> None:
+    with pytest.raises(FedkdError, match="client 1 would get too few samples"):
+        Natural().split(np.zeros(3, np.int64), np.array([4, 4, 7]), 0)
+
+
+def test_bad_fields_are_refused() -> None:
+    for fields in ({"clients": 0}, {"name": "natural", "clients": 3}, {"alpha": 1}):
+        with pytest.raises(ValidationError):
+            TypeAdapter(Partition).validate_python({"name": "iid", **fields})
+
+
+def test_class_counts_against_brute_force() -> None:
+    parts = Dirichlet(clients=5).split(BALANCED, None, 3)
+    brute = [[sum(BALANCED[i] == c for i in part) for c in range(12)] for part in parts]
+    assert class_counts(parts, BALANCED, 12).tolist() == brute
