@@ -59,7 +59,7 @@ def make_app(store_of: Stores = _store_of) -> ClientApp:
 
     @app.query("pool")
     def pool(message: Message, context: Context) -> Message:
-        client, store = _open(message, context, store_of)
+        _, store = _open(message, context, store_of)
         data = _payload(message).tobytes()
         digest = str(_config(message)["pool"])
         if hashlib.sha256(data).hexdigest() != digest:
@@ -198,6 +198,7 @@ def _reply(
     if data is not None:
         content["payload"] = ArrayRecord({"bytes": Array(data)})
     if client is not None:
-        finite = {k: float(v) for k, v in client.metrics.items() if np.isfinite(v)}
-        content["metrics"] = MetricRecord(finite)
+        content["metrics"] = MetricRecord(
+            {key: float(value) for key, value in client.metrics.items() if np.isfinite(value)}
+        )
     return Message(content, reply_to=message)

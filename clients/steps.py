@@ -26,8 +26,6 @@ from fedkd.models.zoo import Classifier, build
 from fedkd.payload import Pool
 from fedkd.rng import stream, torch_stream
 
-FIRST_ROUND = 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class Client:
@@ -59,7 +57,8 @@ class Client:
         train = self.world.train
         name = names[self.id % len(names)]
         init = torch_stream(self.seed, "client", 0, self.id, "init")
-        model = build(name, tuple(train.x.shape[1:]), train.n_classes, init)
+        channels, height, width = train.x.shape[1:]
+        model = build(name, (channels, height, width), train.n_classes, init)
         if state is not None:
             model.load_state_dict(model_part(state))
         return model.to(self.device)

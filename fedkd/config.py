@@ -7,7 +7,7 @@ say is exactly what the rooms can do. `load` reads a file, `dump` writes the res
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -176,7 +176,7 @@ class Scenario(Section):
 
     def row(self, reference: str) -> Scenario:
         """This scenario as one of the `REFERENCES`."""
-        return self.model_copy(update={**REFERENCES[reference](self), "references": ()})
+        return self.model_copy(update={**REFERENCES[reference][1](self), "references": ()})
 
 
 def _method(name: str) -> dict[str, Any]:
@@ -194,14 +194,19 @@ def _centralised(scenario: Scenario) -> dict[str, Any]:
     return {"partition": Iid(clients=1), **_method("local-only")}
 
 
-REFERENCES = {
-    "local-only": lambda scenario: _method("local-only"),
-    "no-filter": lambda scenario: _method("no-filter"),
-    "iid": _iid,
-    "fedavg": lambda scenario: _method("fedavg"),
-    "proxy-labels": lambda scenario: _method("proxy-labels"),
-    "centralised": _centralised,
+Change = Callable[[Scenario], dict[str, Any]]
+REFERENCES: dict[str, tuple[str, Change]] = {
+    "local-only": ("clients learn alone", lambda scenario: _method("local-only")),
+    "no-filter": ("every client answers everything", lambda scenario: _method("no-filter")),
+    "iid": ("the same method, data shared out at random", _iid),
+    "fedavg": ("weights are averaged instead (FedAvg)", lambda scenario: _method("fedavg")),
+    "proxy-labels": (
+        "clients learn the proxy set's true labels, which no method may see",
+        lambda scenario: _method("proxy-labels"),
+    ),
+    "centralised": ("one client holds all the data", _centralised),
 }
+"""Rows that a comparison carries: a line, and how the scenario changes."""
 
 
 def parse(table: Mapping[str, Any], *, where: str = "scenario") -> Scenario:
@@ -259,5 +264,3 @@ def from_json(text: str) -> Scenario:
         return Scenario.model_validate_json(text)
     except ValidationError as error:
         raise explain(error, Scenario, "the server's scenario") from None
-
-

@@ -188,7 +188,9 @@ def _decode(
         raise PayloadError("wrong arrays", value=sorted(arrays), allowed=", ".join(sorted(spec)))
     for name, types in spec.items():
         if str(arrays[name].dtype) not in types.split():
-            raise PayloadError(f"wrong type of {name}", value=str(arrays[name].dtype), allowed=types)
+            raise PayloadError(
+                f"wrong type of {name}", value=str(arrays[name].dtype), allowed=types
+            )
     return arrays, header
 
 

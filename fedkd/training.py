@@ -89,7 +89,7 @@ def features(model: Classifier, x: Tensor) -> Tensor:
 def _mapped(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     blocks = [
         function(as_input(block).contiguous(memory_format=torch.channels_last))
-        for block in x.split(EVALUATION_BATCH)
+        for block in torch.split(x, EVALUATION_BATCH)
     ]
     return torch.cat(blocks)
 

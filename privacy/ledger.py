@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-
 What = Literal["raw samples", "soft labels", "weights"]
 
 
@@ -31,8 +30,8 @@ class Release:
 class Ledger:
     """The releases of one client; in a file if `path` is given, else in memory.
 
-    A release is recorded before it is sent, so one that may have left is always charged. Recording
-    the same release again (a round that is repeated after a crash sends the same bits) adds nothing.
+    A release is recorded before it is sent, so one that may have left is always charged. A round
+    that is repeated after a crash sends the same bits again: recording that twice adds nothing.
     """
 
     def __init__(self, path: Path | None = None) -> None:

@@ -35,7 +35,7 @@ class Cell:
     @property
     def best(self) -> Round:
         """The round with the best validation accuracy (never chosen on the test set)."""
-        return max(self.of("round"), key=lambda r: float(r.get("validation_accuracy", r["round"])))
+        return max(self.of("round"), key=_chosen_by)
 
     @property
     def bytes(self) -> int:
@@ -75,6 +75,11 @@ class Result:
         precision, recall, consensus_accuracy (None where there is none), bytes, seconds.
         """
         return [_line(row, cells) for row, cells in self.rows().items()]
+
+
+def _chosen_by(round_: Round) -> tuple[float, int]:
+    """Validation accuracy, the later round at a tie; without a validation set, the last round."""
+    return float(round_.get("validation_accuracy", 0.0)), int(round_["round"])
 
 
 def _line(row: str, cells: list[Cell]) -> dict[str, Any]:

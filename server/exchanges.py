@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.nn.utils import parameters_to_vector
 
 from fedkd import payload
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, PayloadError
 from fedkd.exchange.combine import Consensus, WeightAverage
 from fedkd.models.zoo import build
 from fedkd.rng import torch_stream
@@ -105,7 +105,7 @@ class SoftLabels:
     def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
         """Check the answers, add them to the votes, and measure the client's filter."""
         if data is None:
-            raise payload.PayloadError("no answers in the reply")
+            raise PayloadError("no answers in the reply")
         answer = payload.decode_answer(
             data,
             client=client,
@@ -155,7 +155,9 @@ class Weights:
         init = torch_stream(job.seed, "server", purpose="init")
         model = build(names.pop(), roster.shape, roster.n_classes, init)
         self._weights = parameters_to_vector(model.parameters()).detach().numpy()
-        self._samples = {client: int(counts.sum()) for client, counts in roster.class_counts.items()}
+        self._samples = {
+            client: int(counts.sum()) for client, counts in roster.class_counts.items()
+        }
         self._average = WeightAverage()
 
     def ask(self, round_: int) -> payload.Bytes | None:
@@ -166,7 +168,7 @@ class Weights:
     def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
         """Add one client's weights."""
         if data is None:
-            raise payload.PayloadError("no weights in the reply")
+            raise PayloadError("no weights in the reply")
         weights = payload.decode_weights(
             data, client=client, round_=round_, size=len(self._weights)
         )

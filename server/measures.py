@@ -44,7 +44,14 @@ def consensus_accuracy(consensus: Consensus, labels: NDArray[np.int64]) -> float
 def over_clients(reports: list[dict[str, float]]) -> dict[str, float]:
     """Mean, spread (standard deviation) and worst of the clients' accuracies; means of the rest."""
     summary: dict[str, float] = {}
-    for key in ("accuracy", "own_accuracy", "validation_accuracy", "precision", "recall", "accepted"):
+    for key in (
+        "accuracy",
+        "own_accuracy",
+        "validation_accuracy",
+        "precision",
+        "recall",
+        "accepted",
+    ):
         values = [report[key] for report in reports if key in report]
         if values:
             summary[key] = float(np.mean(values))

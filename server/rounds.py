@@ -39,7 +39,7 @@ def run(grid: Grid, job: Job, log: EventLog, checkpoints: Path | None) -> None:
 def play(
     grid: Grid, job: Job, log: EventLog, roster: Roster, exchange: Exchange, round_: int
 ) -> None:
-    """One round: `train` and `evaluate` with those who take part, one event a client and one in all."""
+    """One round: `train`, then `evaluate`; one event for each who takes part and one for all."""
     start = time.perf_counter()
     timeout_s = job.scenario.training.timeout_s
     nodes = {client: roster.nodes[client] for client in participants(job, roster, round_)}

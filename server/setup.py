@@ -120,14 +120,10 @@ def _greet(grid: Grid, job: Job) -> tuple[list[payload.Hello], dict[int, int]]:
     return [hellos[client] for client in sorted(hellos)], dict(sorted(nodes.items()))
 
 
-def _pool(
-    job: Job, hellos: list[payload.Hello]
-) -> tuple[payload.Pool, NDArray[np.int64] | None]:
+def _pool(job: Job, hellos: list[payload.Hello]) -> tuple[payload.Pool, NDArray[np.int64] | None]:
     """The proxy set and its labels: what the clients gave, or the scenario's public samples."""
     scenario = job.scenario
-    world = build(
-        scenario.data, scenario.partition, scenario.proxy, scenario.validation, job.seed
-    )
+    world = build(scenario.data, scenario.partition, scenario.proxy, scenario.validation, job.seed)
     if world.public_x is not None:
         contributor = np.full(len(world.public_x), -1, dtype=np.int32)
         labels = None if world.public_y is None else world.public_y.numpy()

@@ -41,7 +41,7 @@ class Pathological(Counted):
     """
 
     name: Literal["pathological"] = "pathological"
-    classes_per_client: int = Field(2, ge=1)
+    classes_per_client: int = Field(default=2, ge=1)
 
     def _deal(self, labels: Ids, rng: np.random.Generator) -> list[Ids]:
         classes = np.unique(labels)

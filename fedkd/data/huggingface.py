@@ -38,7 +38,7 @@ class HuggingFace(Section):
     image_key: str | None = None
     label_key: str | None = None
     client_key: str | None = None
-    test_fraction: float = Field(0.2, gt=0, lt=1)
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
 
     def load(self) -> Splits:
         """Both sets; grey images keep one channel, all others get three.

@@ -32,7 +32,7 @@ class Npz(Section):
 
     name: Literal["npz"] = "npz"
     path: str
-    test_fraction: float = Field(0.2, gt=0, lt=1)
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
 
     def load(self) -> Splits:
         """Both sets; see `fedkd.data.arrays.images` for the layouts of x that are understood.
@@ -66,7 +66,8 @@ class Npz(Section):
 
 def _read(file: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        # Opened here, since np.load leaves a damaged file open.
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except FileNotFoundError:
         raise FedkdError("no such file or folder", value=str(file), fix="set data.path") from None

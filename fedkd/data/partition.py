@@ -22,6 +22,20 @@ from fedkd.data.split import LEAST, Counted, Ids, checked
 from fedkd.errors import FedkdError
 from fedkd.section import Section, table
 
+__all__ = [
+    "PARTITIONS",
+    "Dirichlet",
+    "Iid",
+    "Natural",
+    "Partition",
+    "Pathological",
+    "Quantity",
+    "Shards",
+    "Strong",
+    "Weak",
+    "class_counts",
+]
+
 
 class Iid(Counted):
     """Every client draws from all samples alike, in equal parts."""
@@ -36,7 +50,7 @@ class Quantity(Counted):
     """Labels IID, sizes not: shares of the samples drawn from Dirichlet(alpha)."""
 
     name: Literal["quantity"] = "quantity"
-    alpha: float = Field(0.5, ge=0.001)
+    alpha: float = Field(default=0.5, ge=0.001)
 
     def _deal(self, labels: Ids, rng: np.random.Generator) -> list[Ids]:
         spare = len(labels) - LEAST * self.clients
@@ -53,7 +67,7 @@ class Dirichlet(Counted):
     """
 
     name: Literal["dirichlet"] = "dirichlet"
-    alpha: float = Field(0.5, ge=0.001)
+    alpha: float = Field(default=0.5, ge=0.001)
 
     def _deal(self, labels: Ids, rng: np.random.Generator) -> list[Ids]:
         from datasets import Dataset
@@ -91,7 +105,7 @@ class Shards(Counted):
     """
 
     name: Literal["shards"] = "shards"
-    shards_per_client: int = Field(2, ge=1)
+    shards_per_client: int = Field(default=2, ge=1)
 
     def _deal(self, labels: Ids, rng: np.random.Generator) -> list[Ids]:
         by_class = np.lexsort((rng.random(len(labels)), labels))

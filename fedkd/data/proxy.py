@@ -23,7 +23,7 @@ class Contributed(Section):
     """Each client gives a fraction of its own samples to the proxy, as in EdgeFD."""
 
     name: Literal["contributed"] = "contributed"
-    fraction: float = Field(0.1, lt=1)
+    fraction: float = Field(default=0.1, lt=1)
 
     @field_validator("fraction")
     @classmethod
@@ -54,7 +54,7 @@ class Public(Section):
     """Samples held out of the training set, which belong to no client."""
 
     name: Literal["public"] = "public"
-    size: int = Field(1000, ge=1)
+    size: int = Field(default=1000, ge=1)
 
     def hold_out(self, labels: Ids, seed: int) -> Ids:
         """`size` indices into `labels` int64 [n], sorted and stratified by class.
@@ -76,7 +76,7 @@ class Foreign(Section):
 
     name: Literal["foreign"] = "foreign"
     source: Source
-    size: int | None = Field(None, ge=1)
+    size: int | None = Field(default=None, ge=1)
 
     def images(self, shape: tuple[int, int, int], seed: int) -> Tensor:
         """`size` of the images (None: all), made to fit `shape` = (c, h, w).

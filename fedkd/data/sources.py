@@ -23,7 +23,7 @@ class Digits(Section):
     """
 
     name: Literal["digits"] = "digits"
-    test_fraction: float = Field(0.2, gt=0, lt=1)
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
 
     def load(self) -> Splits:
         """Both sets; `x` uint8 [n, 1, 8, 8], the original levels 0 to 16 scaled to 0 to 255."""

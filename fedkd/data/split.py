@@ -20,7 +20,7 @@ LEAST = 2  # samples of a client: one to train on, one to hold out
 class Counted(Section, ABC):
     """A row that is told how many clients there are."""
 
-    clients: int = Field(10, ge=1)
+    clients: int = Field(default=10, ge=1)
 
     def split(self, labels: Ids, client_ids: Ids | None, seed: int) -> list[Ids]:
         """One sorted index array a client, disjoint, covering all n samples, two or more each.

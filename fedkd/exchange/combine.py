@@ -27,7 +27,7 @@ class Votes(NamedTuple):
     """The running sum over clients; `Mean.start` makes it, `Mean.add` fills it in place."""
 
     total: NDArray[np.float64]  # [samples, classes]
-    count: NDArray[np.int32]  # [samples]
+    voters: NDArray[np.int32]  # [samples]
 
 
 class Mean(Section):
@@ -42,12 +42,12 @@ class Mean(Section):
     def add(self, votes: Votes, ids: NDArray[np.int32], values: NDArray[np.float32]) -> None:
         """Add one client's answers: `ids` [m] unique, `values` [m, classes]."""
         votes.total[ids] += values
-        votes.count[ids] += 1
+        votes.voters[ids] += 1
 
     def finish(self, votes: Votes) -> Consensus:
         """Divide each kept sample by its number of voters."""
-        ids = np.flatnonzero(votes.count).astype(np.int32)
-        mean = votes.total[ids] / votes.count[ids, None]
+        ids = np.flatnonzero(votes.voters).astype(np.int32)
+        mean = votes.total[ids] / votes.voters[ids, None]
         return Consensus(ids, mean.astype(np.float32))
 
 

@@ -82,8 +82,8 @@ class Share(Section):
 def share(heldout: Tensor, pool: Tensor) -> float:
     """Which share of the pool may come from the client's own distribution, at most?
 
-    If the pool is a mixture pi * own + (1 - pi) * other, then F_pool(t) >= pi * F_own(t) for every t,
-    so pi <= min over t of F_pool(t) / F_own(t). The minimum is taken where the ratio of a lower
+    If the pool is a mixture pi * own + (1 - pi) * other, then F_pool(t) >= pi * F_own(t) for every
+    t, so pi <= min over t of F_pool(t) / F_own(t). The minimum is taken where the ratio of a lower
     and an upper Dvoretzky-Kiefer-Wolfowitz band says that it can be trusted.
 
     Source: mixture proportion estimation (Blanchard, Lee, Scott, JMLR 2010; the upper band

@@ -31,7 +31,7 @@ class KMeans(Section):
         """Centroids [k', d] of x [n, d]; labels y [n] serve only `per_class`."""
         if not self.per_class:
             return kmeans(x, self.k, generator)
-        return torch.cat([kmeans(x[y == label], self.k, generator) for label in y.unique()])
+        return torch.cat([kmeans(x[y == label], self.k, generator) for label in torch.unique(y)])
 
     def score(self, state: Tensor, x: Tensor) -> Tensor:
         """Distances [n] of x [n, d] to the nearest of the centroids `state` [k', d]."""

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fedkd.errors import FedkdError
+
 
 class Classifier(nn.Module):
     """A body that gives features and a linear head that gives logits."""
@@ -42,34 +44,54 @@ def mlp(shape: Shape, n_classes: int) -> Classifier:
 
 
 def cnn(shape: Shape, n_classes: int) -> Classifier:
-    """Two 5x5 convolutions of 16 and 32 channels, each pooled, then 128: for 28x28 and up."""
+    """Two 5x5 convolutions of 16 and 32 channels, each pooled, then 128 hidden units."""
+    return _convolutional(shape, n_classes, kernel=5, hidden=128)
+
+
+def small_cnn(shape: Shape, n_classes: int) -> Classifier:
+    """Two 3x3 convolutions of 16 and 32 channels, each pooled, then 64 hidden units."""
+    return _convolutional(shape, n_classes, kernel=3, hidden=64)
+
+
+def _convolutional(shape: Shape, n_classes: int, *, kernel: int, hidden: int) -> Classifier:
     channels, height, width = shape
+    if min(height, width) < 4:
+        raise FedkdError(
+            "a convolutional model needs images of at least 4x4",
+            value=f"{height}x{width}",
+            fix='model.names = ["mlp"]',
+        )
     n_pooled = 32 * (height // 4) * (width // 4)
     body = nn.Sequential(
-        nn.Conv2d(channels, 16, 5, padding=2),
+        nn.Conv2d(channels, 16, kernel, padding=kernel // 2),
+        nn.MaxPool2d(2),  # before the ReLU: the same function, on a quarter of the values
         nn.ReLU(),
+        nn.Conv2d(16, 32, kernel, padding=kernel // 2),
         nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 5, padding=2),
         nn.ReLU(),
-        nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(n_pooled, 128),
+        nn.Linear(n_pooled, hidden),
         nn.ReLU(),
     )
-    return Classifier(body, 128, n_classes)
+    return Classifier(body, hidden, n_classes)
 
 
-MODELS: dict[str, Callable[[Shape, int], Classifier]] = {"mlp": mlp, "cnn": cnn}
+MODELS: dict[str, Callable[[Shape, int], Classifier]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "small-cnn": small_cnn,
+}
 
 
 def build(name: str, shape: Shape, n_classes: int, generator: torch.Generator) -> Classifier:
     """A new model with weights drawn from `generator`, in channels-last memory.
+
+    Raises: FedkdError if the model cannot take samples of this shape.
 
     PyTorch's own initialisers read the global generator, so it is set and put back around them.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator.initial_seed())
         model = MODELS[name](shape, n_classes)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model

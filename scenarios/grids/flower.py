@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
@@ -30,7 +31,7 @@ def run(server_app: ServerApp, client_app: ClientApp, n_clients: int, settings: 
     from flwr.simulation import run_simulation
 
     logging.getLogger("flwr").setLevel(logging.ERROR)  # importing it sets the level back
-    resources = {"num_cpus": settings.client_cpus, "num_gpus": settings.client_gpus}
+    resources: Any = {"num_cpus": settings.client_cpus, "num_gpus": settings.client_gpus}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # Ray's notice about accelerators

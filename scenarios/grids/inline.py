@@ -104,10 +104,11 @@ class InlineGrid(Grid):
 
 def _isolated(message: Message) -> Message:
     """The message with records of its own; the bytes of arrays are immutable and stay shared."""
-    records: dict[str, Any] = {
-        key: type(record)(dict(record)) for key, record in message.content.items()
-    }
-    return make_message(copy.copy(message.metadata), RecordDict(records))
+    own: dict[str, Any] = {}
+    for key, record in message.content.items():
+        fields: Any = dict(record)
+        own[key] = type(record)(fields)
+    return make_message(copy.copy(message.metadata), RecordDict(own))
 
 
 def run(server_app: ServerApp, client_app: ClientApp, n_clients: int) -> None:

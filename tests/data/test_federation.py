@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from fedkd.data.by_class import Strong
 from fedkd.data.federation import build
 from fedkd.data.idx import Idx
 from fedkd.data.npz import Npz
-from fedkd.data.partition import Iid, Natural, Shards
+from fedkd.data.partition import Iid, Natural, Shards, Strong
 from fedkd.data.proxy import PROXIES, Contributed, Foreign, Proxy, Public
 from fedkd.data.sources import Digits
 from fedkd.errors import FedkdError

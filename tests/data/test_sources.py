@@ -47,7 +47,11 @@ def write_mnist(folder: Path, pack: bool = False, style: str = "{}-{}-idx{}-ubyt
 
 
 def small(**changes: Any) -> Dataset:
-    fields = {"x": torch.zeros(3, 1, 2, 2), "y": torch.tensor([0, 1, 1]), "n_classes": 2}
+    fields: dict[str, Any] = {
+        "x": torch.zeros(3, 1, 2, 2),
+        "y": torch.tensor([0, 1, 1]),
+        "n_classes": 2,
+    }
     return Dataset(**(fields | changes))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_distances_of_no_points_are_none() -> None:
 
 
 @pytest.mark.parametrize(("data", "k"), [(blobs, 30), (digits, 10), (digits, 64)])
-def test_inertia_is_within_two_percent_of_scikit_learn(data, k: int) -> None:
+def test_inertia_is_within_two_percent_of_scikit_learn(data: Callable[[], Tensor], k: int) -> None:
     x = data()
     rival = [
         KMeans(k, n_init=1, max_iter=25, tol=0, random_state=seed).fit(x.numpy()).inertia_
@@ -104,6 +105,20 @@ def test_the_bounds_change_nothing() -> None:
         means = torch.stack([x[own == label].mean(0) for label in range(20)])
         after = kmeans(x, 20, seeded(0), max_iterations=iterations)
         torch.testing.assert_close(after, means, rtol=0, atol=1e-5)
+
+
+def test_it_stops_when_no_point_changes_its_centroid(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+
+    def spy(x: Tensor, *rest: Tensor) -> Tensor:
+        compared.append(len(x))
+        return squared(x, *rest)
+
+    squared = module._squared
+    monkeypatch.setattr(module, "_squared", spy)
+    kmeans(digits(), 10, seeded(0), max_iterations=1000)
+    assert compared[-1] < 1797 / 4  # the bounds pass over the others
+    assert len(compared) < 100
 
 
 def test_no_iterations_give_seeds_that_are_points() -> None:

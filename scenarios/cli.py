@@ -1,0 +1,129 @@
+"""The command `fedkd`. A user's mistake is one line and exit code 2; Ctrl-C is 130."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedkd import config
+from fedkd.errors import FedkdError
+from scenarios import simulate
+from scenarios.catalogue import catalogue
+from scenarios.doctor import examine
+from scenarios.progress import Progress, table_of
+from scenarios.report import page
+from scenarios.results import Result
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
+console = Console()
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as runs/NAME-TIME.")]
+
+
+@app.command()
+def run(
+    scenario: Annotated[Path, typer.Argument(help="A scenario file, as scenarios/*.toml.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; runs/NAME-TIME unless given.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a scenario with its reference rows; report and plots go to the run folder."""
+    what = config.load(scenario, overrides or ())
+    folder = out or simulate.new_folder(what, Path("runs"))
+    _carry_out(what, folder, as_json)
+
+
+@app.command()
+def resume(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Go on with a run that was stopped, from its last checkpoints."""
+    _carry_out(simulate.scenario_of(folder), folder, as_json)
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Write report.html and plots again, also of a run that is not finished."""
+    result = simulate.load_result(folder)
+    if not result.cells:
+        raise FedkdError("no round is finished in this run yet", value=str(folder))
+    console.print(f"report: {page.write(result, folder)}", soft_wrap=True)
+
+
+@app.command(name="list")
+def list_(as_json: AsJson = False) -> None:
+    """What a scenario can choose from, with a line for each."""
+    tables = catalogue()
+    if as_json:
+        print(json.dumps(tables, indent=2))
+        return
+    for key, lines in tables.items():
+        table = Table(title=key, title_justify="left", show_header=False, box=None, pad_edge=False)
+        for name, line in lines.items():
+            table.add_row(f"  [bold]{name}[/bold]", line)
+        console.print(table, "")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, device, Ray, data: what is there and how to get what is not."""
+    findings = examine()
+    if as_json:
+        print(json.dumps([finding._asdict() for finding in findings], indent=2))
+    else:
+        table = Table(show_header=False, box=None)
+        for finding in findings:
+            mark = "[green]ok[/green]" if finding.ok else "[red]missing[/red]"
+            table.add_row(mark, finding.what, finding.found, finding.fix)
+        console.print(table)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _carry_out(scenario: config.Scenario, folder: Path, as_json: bool) -> None:
+    listener = None if as_json else Progress(console, scenario)
+    try:
+        result = simulate.simulate(scenario, folder=folder, listener=listener)
+    except KeyboardInterrupt:
+        print(f"\nstopped; go on with: fedkd resume {folder}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    path = page.write(result, folder)
+    if as_json:
+        print(json.dumps(_summary(result, path), indent=2))
+        return
+    console.print(table_of(result))
+    console.print(f"report: {path}", soft_wrap=True)
+
+
+def _summary(result: Result, report_path: Path) -> dict[str, object]:
+    return {
+        "scenario": result.scenario.name,
+        "folder": str(result.folder),
+        "report": str(report_path),
+        "table": result.table(),
+    }
+
+
+def main() -> None:
+    """The entry point: a FedkdError becomes one line on stderr and exit code 2."""
+    try:
+        app()
+    except FedkdError as error:
+        print(f"fedkd: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Live progress in the terminal: at most one line a round, and the table at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedkd.config import Scenario
+from scenarios.results import Result
+from scenarios.simulate import plans
+from server.events import Event
+
+
+class Progress:
+    """Prints what happens in a run; knows how much is left from the rounds that it has seen."""
+
+    def __init__(self, console: Console, scenario: Scenario) -> None:
+        self._console = console
+        self._n_rounds = scenario.training.rounds
+        self._cells_left = [(plan.row, plan.seed) for plan in plans(scenario)]
+        self._several_seeds = len(scenario.seeds) > 1
+        self._seconds: list[float] = []
+        self._current: tuple[str, int] | None = None
+
+    def __call__(self, row: str, seed: int, event: Event) -> None:
+        """Tell one event."""
+        if self._current != (row, seed):
+            self._current = (row, seed)
+            self._cells_left = self._cells_left[self._cells_left.index((row, seed)) + 1 :]
+            title = f"{row}, seed {seed}" if self._several_seeds else row
+            self._console.print(f"[bold]{title}[/bold]")
+        match event["event"]:
+            case "pool":
+                self._console.print(f"  {_pool(event)}", highlight=False)
+            case "refused":
+                self._console.print(
+                    f"  [yellow]round {event['round']}: refused client {event['client']}: "
+                    f"{event['reason']}[/yellow]"
+                )
+            case "round":
+                self._seconds.append(event["seconds"])
+                self._console.print(f"  {self._round(event)}", highlight=False)
+                if "note" in event:
+                    self._console.print(f"  [yellow]{event['note']}[/yellow]")
+
+    def _round(self, event: Event) -> str:
+        done = int(event["round"])
+        rounds_left = self._n_rounds - done + len(self._cells_left) * self._n_rounds
+        recent = self._seconds[-5:]
+        left_s = rounds_left * sum(recent) / len(recent)
+        parts = [
+            f"round {done:>{len(str(self._n_rounds))}}/{self._n_rounds}",
+            f"accuracy {percent(event.get('accuracy'))}",
+            f"worst {percent(event.get('accuracy_worst'))}",
+        ]
+        if "accepted" in event:
+            parts.append(f"accepted {percent(event['accepted'])}")
+        if "consensus_accuracy" in event:
+            parts.append(f"consensus {percent(event['consensus_accuracy'])}")
+        parts.append(f"up {size(event['bytes_up'])} down {size(event['bytes_down'])}")
+        parts.append(f"left {duration(left_s)}")
+        return "  ".join(parts)
+
+
+def _pool(event: Event) -> str:
+    given = event["n_contributed"]
+    origin = f"{given} private samples given in the clear" if given else "public"
+    sent = size(event["bytes_down"])
+    return f"proxy set of {event['n_samples']} samples ({origin}), {sent} sent out"
+
+
+def table_of(result: Result) -> Table:
+    """The comparison, one line a row."""
+    table = Table(title=f"{result.scenario.name}: last round, mean over clients")
+    table.add_column("row")
+    for heading in (
+        "accuracy",
+        "worst client",
+        "own classes",
+        "accepted",
+        "consensus",
+        "bytes",
+        "time",
+    ):
+        table.add_column(heading, justify="right")
+    for line in result.table():
+        accuracy = percent(line["accuracy"])
+        if line["accuracy_sd"] is not None:
+            accuracy += f" ± {100 * line['accuracy_sd']:.1f}"
+        table.add_row(
+            line["row"],
+            accuracy,
+            percent(line["accuracy_worst"]),
+            percent(line["own_accuracy"]),
+            percent(line["accepted"]),
+            percent(line["consensus_accuracy"]),
+            size(line["bytes"]),
+            duration(line["seconds"]),
+        )
+    return table
+
+
+def percent(value: Any) -> str:
+    """A share as a percentage, or a dash."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in the unit that reads best."""
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.2f} GB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as m:ss, or as seconds when short."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min"

@@ -1,0 +1,131 @@
+"""What a report says in words, read out of a result: disclosures, notes, what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import pairwise
+
+import fedkd
+from scenarios.results import Cell, Result
+from scenarios.simulate import plans
+
+MOST_NOTES = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disclosure:
+    """What one client let out of its hands, in all rounds so far."""
+
+    client: int
+    held: int
+    """Samples before any was contributed."""
+    contributed: int
+    """Raw samples given to the proxy set, which the server and all clients see."""
+    uploads: int
+    """Replies with a payload."""
+    rows: int
+    """Soft labels in those that the server took."""
+    refused: int
+    """Replies with a payload that the server did not take; they had left the client all the same."""
+
+
+def own_cell(result: Result) -> Cell | None:
+    """The scenario's own row with its first seed; None before its first round is done."""
+    own = result.rows().get(result.scenario.method.name)
+    return own[0] if own else None
+
+
+def disclosures(cell: Cell) -> list[Disclosure]:
+    """One for each client, by client."""
+    n_samples = sum(pool["n_samples"] for pool in cell.of("pool"))
+    uploads, rows, refused = (dict.fromkeys(_clients(cell), 0) for _ in range(3))
+    refusals = {
+        (event["round"], event["client"])
+        for event in cell.of("refused")
+        if event["step"] == "train"
+    }
+    for event in cell.of("client"):
+        if event.get("bytes_up", 0) > 0:
+            client = event["client"]
+            uploads[client] += 1
+            rows[client] += round(event.get("accepted", 0) * n_samples)
+            refused[client] += (event["round"], client) in refusals
+    return [
+        Disclosure(
+            client=hello["client"],
+            held=hello["n_private"] + hello["contributed"],
+            contributed=hello["contributed"],
+            uploads=uploads[hello["client"]],
+            rows=rows[hello["client"]],
+            refused=refused[hello["client"]],
+        )
+        for hello in cell.of("hello")
+    ]
+
+
+def unfinished(result: Result) -> list[str]:
+    """One line for each cell that has rounds to go."""
+    planned = result.scenario.training.rounds
+    done = {(cell.row, cell.seed): len(cell.of("round")) for cell in result.cells}
+    cells = [(plan.row, plan.seed) for plan in plans(result.scenario)]
+    return [
+        f"{row}, seed {seed}: {done.get((row, seed), 0)} of {planned} rounds done"
+        for row, seed in cells
+        if done.get((row, seed), 0) < planned
+    ]
+
+
+def notes(result: Result) -> list[str]:
+    """Refused replies with their reasons and what rounds remark, alike ones in one line."""
+    refused: dict[tuple[str, str, str], list[tuple[int, int]]] = defaultdict(list)
+    remarks: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for cell in result.cells:
+        where = f"{cell.row}, seed {cell.seed}"
+        for event in cell.of("refused"):
+            key = (where, event["step"], event["reason"])
+            refused[key].append((event["round"], event["client"]))
+        for event in cell.of("round"):
+            if "note" in event:
+                remarks[where, event["note"]].append(event["round"])
+    lines = [
+        f"{where}, round {spans(rounds)}: {remark}" for (where, remark), rounds in remarks.items()
+    ] + [
+        f"{where}: {len(cases)} {'reply' if len(cases) == 1 else 'replies'} to “{step}” refused "
+        f"(client {spans(client for _, client in cases)}; "
+        f"round {spans(round_ for round_, _ in cases)}): {reason}"
+        for (where, step, reason), cases in refused.items()
+    ]
+    if len(lines) > MOST_NOTES:
+        lines[MOST_NOTES:] = [f"and {len(lines) - MOST_NOTES} more; see events.jsonl"]
+    return lines
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Whole numbers in words.
+
+    >>> spans([3, 1, 2, 7, 9, 8, 12])
+    '1 to 3, 7 to 9, 12'
+    """
+    ordered = sorted(set(numbers))
+    starts = [ordered[0], *(b for a, b in pairwise(ordered) if b > a + 1)]
+    ends = [*(a for a, b in pairwise(ordered) if b > a + 1), ordered[-1]]
+    return ", ".join(
+        str(first) if first == last else f"{first} to {last}"
+        for first, last in zip(starts, ends, strict=True)
+    )
+
+
+def environment() -> str:
+    """The versions and the machine of this process."""
+    parts = [f"fedkd {fedkd.__version__}", f"Python {platform.python_version()}"]
+    parts += [f"{package} {version(package)}" for package in ("torch", "flwr", "numpy")]
+    return ", ".join([*parts, f"{os.cpu_count()} CPUs", platform.platform(terse=True)])
+
+
+def _clients(cell: Cell) -> list[int]:
+    return [hello["client"] for hello in cell.of("hello")]

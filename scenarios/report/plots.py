@@ -1,0 +1,121 @@
+"""The plots of a report: each draws a result, or gives None where there is nothing to show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import cycle
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from scenarios.progress import percent
+from scenarios.report.bars import payload_bytes, phase_seconds
+from scenarios.report.figures import INK, LINES, ROW_COLOURS, WIDE, figure, label
+from scenarios.report.heatmaps import filter_map, partition
+from scenarios.results import Cell, Result
+
+MOST_MARKERS = 30
+"""Lines of up to so many rounds mark each of them."""
+
+
+class Plot(NamedTuple):
+    """A row of the table of plots; `name` is its file's, `reading` says how to read it."""
+
+    name: str
+    draw: Callable[[Result], Figure | None]
+    alt: str
+    reading: str
+
+
+def curves(result: Result) -> Figure | None:
+    """Accuracy on the test set by round, one line a row: mean over seeds, ± standard deviation.
+
+    The own row's worst client is a thin line. A row ends where the first of its seeds does.
+    """
+    if not result.cells:
+        return None
+    plot, axes = figure(WIDE, 4.3, "Accuracy on the test set, by round")
+    shown: list[tuple[float, Line2D]] = []
+    styles = zip(cycle(ROW_COLOURS), cycle(("-", "--", "-.", ":")))
+    for (row, cells), (colour, style) in zip(result.rows().items(), styles):
+        mean, sd = _over_seeds(cells, "accuracy")
+        rounds = range(1, len(mean) + 1)
+        own = row == result.scenario.method.name
+        (line,) = axes.plot(rounds, mean, style, color=colour, linewidth=2.4 if own else 1.7)
+        line.set_label(f"{row}  {percent(mean[-1])}")
+        line.set_marker("o" if len(rounds) <= MOST_MARKERS else "")
+        line.set_markersize(4)
+        shown.append((float(mean[-1]), line))
+        axes.fill_between(rounds, mean - sd, mean + sd, color=colour, alpha=0.15, linewidth=0)
+        if own:
+            worst, _ = _over_seeds(cells, "accuracy_worst")
+            (line,) = axes.plot(rounds, worst, color=colour, linewidth=0.9)
+            line.set_label(f"{row}, worst client  {percent(worst[-1])}")
+            shown.append((float(worst[-1]), line))
+    shown.sort(key=lambda entry: -entry[0])
+    plot.legend(
+        handles=[line for _, line in shown],
+        loc="outside right upper",
+        frameon=False,
+        labelcolor=INK,
+        labelspacing=0.8,
+    )
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(axis="y", color=LINES)
+    label(axes, "round")
+    return plot
+
+
+def _over_seeds(
+    cells: list[Cell], key: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation [rounds] over seeds; the deviation is zero for one seed."""
+    series = [[float(event[key]) for event in cell.of("round")] for cell in cells]
+    shortest = min(map(len, series))
+    values = np.array([seed[:shortest] for seed in series])
+    sd = values.std(axis=0, ddof=1) if len(cells) > 1 else np.zeros(shortest)
+    return values.mean(axis=0), sd
+
+
+PLOTS = (
+    Plot(
+        "curves",
+        curves,
+        "Line chart of test accuracy by round, one line a row",
+        "One line a row, thick for the scenario's own; a band is ± one standard deviation over "
+        "seeds, the thin line the worst client of the own row, and the key gives the last round.",
+    ),
+    Plot(
+        "partition",
+        partition,
+        "Heat map of clients by classes: how many samples each client holds",
+        "The darker, the more samples of that class the client holds, "
+        "those it gave to the proxy set included.",
+    ),
+    Plot(
+        "filter",
+        filter_map,
+        "Heat map of clients by classes: share of each proxy class that each client answered",
+        "Per cent of each proxy class that the client answered, in its latest answer; "
+        "a perfect filter is dark blue in the client's own classes and white elsewhere. "
+        "A client always answers for what it gave to the proxy set itself.",
+    ),
+    Plot(
+        "bytes",
+        payload_bytes,
+        "Bar chart of payload bytes by row: proxy pool, up and down",
+        "Payload of all clients and rounds together; the proxy pool travels once, "
+        "before the first round.",
+    ),
+    Plot(
+        "seconds",
+        phase_seconds,
+        "Bar chart of seconds by row, split into the phases of a round",
+        "All clients and rounds together, by what the time went to.",
+    ),
+)
