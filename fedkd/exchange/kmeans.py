@@ -2,8 +2,8 @@
 
 EdgeFD (arXiv 2508.14769) estimates a density ratio with KMeans. Its full text was not available to
 us, so the details are ours: greedy k-means++ seeds, Lloyd's iterations with Elkan's bounds, and a
-stop as soon as no point changes its centroid. Every sum is a matrix product and every draw comes
-from a CPU generator, so a device repeats its own result and all devices use the same draws.
+stop as soon as no point changes its centroid. Clusters are summed by matrix products, not by atomic
+adds, so a device repeats its own bits; draws come from a CPU generator, so all devices share them.
 """
 
 from __future__ import annotations

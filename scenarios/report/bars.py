@@ -1,6 +1,8 @@
-"""What a row costs: payload bytes and seconds."""
+"""What each row costs: payload bytes and seconds, as horizontal bars."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,31 +10,95 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from scenarios.progress import duration, size
-from scenarios.report.figures import HALF, INK, LINES, PART_COLOURS, figure, label
+from scenarios.report.figures import HALF, INK, LINES, PART_COLOURS, figure, key, label
 from scenarios.results import Cell, Result
 
-PHASES = ("train", "filter", "answer", "distill", "evaluate")
-REST = "server and transport"
+BYTES = ("proxy pool, once", "up", "down")
+PHASES = ("train", "filter", "answer", "distill", "evaluate", "server, transport")
 LOG_FROM = 50
-"""Bars stand on a logarithmic axis where the longest is that many times the shortest."""
+"""Bytes stand on a logarithmic axis where the longest bar is that many times the shortest."""
+ROOM = 0.22
+"""Share of the axis that is kept free for the number at a bar's end."""
 
 
 def payload_bytes(result: Result) -> Figure | None:
-    """Payload bytes of each row, mean over seeds: the proxy pool, up, down."""
+    """Payload bytes of each row, mean over seeds: the proxy pool once, up, down."""
     bars = _by_row(result, _bytes)
-    used = [value for parts in bars.values() for value in parts.values() if value]
+    used = [value for parts in bars.values() for value in parts if value > 0]
     if not used:
         return None
-    plot, axes = _rows("What travelled", list(bars), 0.62)
+    plot, axes = _rows("What travelled", list(bars))
     if logarithmic := max(used) > LOG_FROM * min(used):
+        left = min(used) / 3
         axes.set_xscale("log")
-    for part, (name, colour) in enumerate(zip(next(iter(bars.values())), PART_COLOURS)):
-        values = [parts[name] for parts in bars.values()]
-        places = [row + (part - 1) * 0.26 for row in range(len(bars))]
-        drawn = axes.barh(places, values, 0.24, color=colour, label=name)
-        axes.bar_label(drawn, [size(v) for v in values], padding=4, fontsize=8, color=INK)
-    axes.margins(x=0.16)
+        axes.set_xlim(left, left * (max(used) / left) ** (1 / (1 - ROOM)))
+    else:
+        left = 0.0
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_xlim(left, max(used) / (1 - ROOM))
+    for row, parts in enumerate(bars.values()):
+        for part, value in enumerate(parts):
+            place = row + (part - 1) * 0.26
+            axes.barh(place, value, 0.24, color=PART_COLOURS[part])
+            _number(axes, max(value, left), place, size(value))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
-    label(axes, "payload, logarithmic" if logarithmic else "payload")
-    _key(plot, 3)
+    label(axes, "payload bytes, logarithmic axis" if logarithmic else "payload bytes")
+    key(plot, dict(zip(BYTES, PART_COLOURS, strict=False)))
     return plot
+
+
+def phase_seconds(result: Result) -> Figure | None:
+    """Seconds of each row by phase, summed over clients and rounds, mean over seeds."""
+    if not result.cells:
+        return None
+    bars = _by_row(result, _seconds)
+    plot, axes = _rows("What the time went to", list(bars))
+    for row, parts in enumerate(bars.values()):
+        ends = np.cumsum(parts)
+        axes.barh([row] * len(parts), parts, 0.56, ends - parts, color=PART_COLOURS)
+        _number(axes, ends[-1], row, duration(ends[-1]))
+    axes.set_xlim(0, max(map(sum, bars.values())) / (1 - ROOM))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    label(axes, "seconds, summed over clients and rounds")
+    key(plot, dict(zip(PHASES, PART_COLOURS, strict=True)))
+    return plot
+
+
+def _by_row(result: Result, measure: Callable[[Cell], list[float]]) -> dict[str, list[float]]:
+    """The parts that `measure` gives, mean over each row's seeds."""
+    return {
+        row: np.mean([measure(cell) for cell in cells], axis=0).tolist()
+        for row, cells in result.rows().items()
+    }
+
+
+def _bytes(cell: Cell) -> list[float]:
+    pool, rounds = cell.of("pool"), cell.of("round")
+    return [
+        sum(event["bytes_up"] + event["bytes_down"] for event in pool),
+        sum(event["bytes_up"] for event in rounds),
+        sum(event["bytes_down"] for event in rounds),
+    ]
+
+
+def _seconds(cell: Cell) -> list[float]:
+    """Clients that work side by side use more time than the rounds take: then no rest is left."""
+    clients = cell.of("client")
+    phases = [sum(event.get(f"{phase}_s", 0.0) for event in clients) for phase in PHASES[:-1]]
+    return [*phases, max(0.0, cell.seconds - sum(phases))]
+
+
+def _rows(title: str, rows: list[str]) -> tuple[Figure, Axes]:
+    """Axes with a place for each row, the first on top."""
+    plot, axes = figure(HALF, max(1.6 + 0.6 * len(rows), 3.2), title)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="x", color=LINES)
+    return plot, axes
+
+
+def _number(axes: Axes, x: float, y: float, text: str) -> None:
+    """The number at a bar's end."""
+    axes.annotate(
+        text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK
+    )

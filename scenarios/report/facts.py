@@ -31,7 +31,7 @@ class Disclosure:
     rows: int
     """Soft labels in those that the server took."""
     refused: int
-    """Replies with a payload that the server did not take; they had left the client all the same."""
+    """Replies with a payload that the server did not take; they had left the client already."""
 
 
 def own_cell(result: Result) -> Cell | None:

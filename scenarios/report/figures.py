@@ -3,36 +3,51 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 WIDE, HALF = 11.2, 5.5
 """Figure widths in inches: the whole page, and one of two beside each other."""
 INK, FAINT, LINES, VOID = "#1c2530", "#5d6b7a", "#e2e7ec", "#d3d8de"
 BLUE, ORANGE = "#0072b2", "#d55e00"
 ROW_COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d")
-"""Okabe and Ito's palette; a scenario has at most seven rows."""
-PART_COLOURS = ("#332288", "#88ccee", "#44aa99", "#ddcc77", "#cc6677", "#aaaaaa")
-"""Paul Tol's muted palette, for parts of a whole."""
+"""Okabe and Ito's palette."""
+PART_COLOURS = ("#332288", "#88ccee", "#44aa99", "#ddcc77", "#cc6677", "#b0b0b0")
+"""Paul Tol's muted palette, for the parts of a whole."""
 
 
 def figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     """A new figure of so many inches, with one pair of axes."""
-    new = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    new.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=INK)
-    axes = new.add_subplot()
-    axes.set_facecolor("white")
-    axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=9, length=0)
+    plot = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    plot.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=INK)
+    axes = plot.add_subplot(facecolor="white")
+    axes.tick_params(labelcolor=INK, labelsize=9, length=0)
     axes.spines[:].set_visible(False)
     axes.set_axisbelow(True)
-    return new, axes
+    return plot, axes
 
 
 def label(axes: Axes, x: str = "", y: str = "") -> None:
     """Name the axes."""
     axes.set_xlabel(x, color=FAINT, fontsize=9.5)
     axes.set_ylabel(y, color=FAINT, fontsize=9.5)
+
+
+def key(plot: Figure, colours: Mapping[str, str]) -> None:
+    """Say below the axes what each colour means."""
+    plot.legend(
+        handles=[Patch(facecolor=colour, label=name) for name, colour in colours.items()],
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=INK,
+        handlelength=1.0,
+        columnspacing=1.4,
+    )
 
 
 def png(plot: Figure) -> bytes:

@@ -6,14 +6,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from scenarios.report.facts import own_cell
-from scenarios.report.figures import BLUE, HALF, INK, ORANGE, VOID, figure, label
+from scenarios.report.figures import BLUE, HALF, INK, ORANGE, VOID, figure, key, label
 from scenarios.results import Result
 
 PALE_BLUE = "#d9e9f5"
+KEY = {
+    "own class, answered": BLUE,
+    "own class, left out": PALE_BLUE,
+    "other class, answered": ORANGE,
+}
 MOST_NUMBERS = (20, 12)
 """Up to so many clients and classes, each cell has its number written in it."""
 MOST_TICKS = 20
@@ -69,7 +74,7 @@ def filter_map(result: Result) -> Figure | None:
         for row, column in np.argwhere(own):
             corner = (column - 0.5, row - 0.5)
             axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec=INK, lw=1.2, zorder=3))
-    _explain(plot)
+    key(plot, KEY)
     return plot
 
 
@@ -83,7 +88,8 @@ def _map(title: str, clients: list[int], n_classes: int) -> tuple[Figure, Axes]:
 
 
 def _numbered(values: Array) -> bool:
-    return values.shape[0] <= MOST_NUMBERS[0] and values.shape[1] <= MOST_NUMBERS[1]
+    n_clients, n_classes = values.shape
+    return bool(n_clients <= MOST_NUMBERS[0] and n_classes <= MOST_NUMBERS[1])
 
 
 def _write(axes: Axes, values: Array, colours: Array) -> None:
@@ -100,26 +106,8 @@ def _write(axes: Axes, values: Array, colours: Array) -> None:
 
 
 def _colours(share: Array, own: NDArray[np.bool_]) -> Array:
-    """RGB [clients, classes, 3]: blue for own classes, orange for others, grey for none in the pool."""
+    """RGB [clients, classes, 3]: blue for own classes, orange for others, grey where share is NaN."""
     low = np.where(own[..., None], to_rgb(PALE_BLUE), to_rgb("white"))
     high = np.where(own[..., None], to_rgb(BLUE), to_rgb(ORANGE))
     mixed = low + share[..., None] * (high - low)
     return np.where(np.isnan(mixed), to_rgb(VOID), mixed)
-
-
-def _explain(plot: Figure) -> None:
-    keys = {
-        "own class, answered": BLUE,
-        "own class, left out": PALE_BLUE,
-        "other class, answered": ORANGE,
-    }
-    plot.legend(
-        handles=[Patch(facecolor=colour, label=name) for name, colour in keys.items()],
-        loc="outside lower center",
-        ncols=len(keys),
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=INK,
-        handlelength=1.0,
-        columnspacing=1.4,
-    )

@@ -40,8 +40,9 @@ def curves(result: Result) -> Figure | None:
         return None
     plot, axes = figure(WIDE, 4.3, "Accuracy on the test set, by round")
     shown: list[tuple[float, Line2D]] = []
-    styles = zip(cycle(ROW_COLOURS), cycle(("-", "--", "-.", ":")))
-    for (row, cells), (colour, style) in zip(result.rows().items(), styles):
+    colours, styles = cycle(ROW_COLOURS), cycle(("-", "--", "-.", ":"))
+    for row, cells in result.rows().items():
+        colour, style = next(colours), next(styles)
         mean, sd = _over_seeds(cells, "accuracy")
         rounds = range(1, len(mean) + 1)
         own = row == result.scenario.method.name
@@ -71,9 +72,7 @@ def curves(result: Result) -> Figure | None:
     return plot
 
 
-def _over_seeds(
-    cells: list[Cell], key: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _over_seeds(cells: list[Cell], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation [rounds] over seeds; the deviation is zero for one seed."""
     series = [[float(event[key]) for event in cell.of("round")] for cell in cells]
     shortest = min(map(len, series))

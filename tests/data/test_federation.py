@@ -96,8 +96,9 @@ def test_public_rows_are_no_clients_rows() -> None:
 
 
 def test_a_strong_client_contributes_only_its_class() -> None:
-    fed = build(Digits(), Strong(), Contributed(), 0, 0)
+    fed = build(Digits(), Strong(), Contributed(), 0.1, 0)
     for i in range(10):
+        assert set(fed.client(i)[1].tolist()) == {i}
         assert set(fed.contribution(i)[1].tolist()) == {i}
 
 

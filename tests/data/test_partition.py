@@ -175,6 +175,11 @@ def test_dirichlet_with_a_great_alpha_is_nearly_iid() -> None:
     assert np.abs(dirichlet_counts(alpha=1e6, n_seeds=3) - 15).max() <= 1
 
 
+def test_dirichlet_does_not_follow_the_order_of_the_file() -> None:
+    part = Dirichlet(clients=2, alpha=1000).split(np.zeros(400, np.int64), None, 0)[0]
+    assert abs(part.mean() - 199.5) < 40
+
+
 def test_dirichlet_gives_up_quietly_on_a_tiny_alpha() -> None:
     with pytest.raises(FedkdError, match=r"got 0\.001; fix: raise partition.alpha"):
         Dirichlet(clients=100, alpha=0.001).split(BALANCED, None, 0)
@@ -195,6 +200,7 @@ def test_shards_are_runs_of_the_sorted_labels() -> None:
     assert [len(part) for part in parts] == [60] * 10
     assert n_classes_of(parts).max() <= 2
     assert set(class_counts(parts, BALANCED, 10).ravel()) <= {0, 30, 60}
+    assert max(np.ptp(BALANCED[part]) for part in parts) > 1  # dealt, not handed out in order
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40))

@@ -341,12 +341,9 @@ def saved(hub: Any, path: Path, **columns: Any) -> str:
     return str(path)
 
 
-def test_saved_set_finds_its_columns(hub: Any, tmp_path: Path, capfd: Any) -> None:
+def test_saved_set_finds_its_columns(hub: Any, tmp_path: Path) -> None:
     path = saved(hub, tmp_path / "set", picture=pictures(PIXELS), kind=LABELS, who=list("zzaabb"))
-    capfd.readouterr()
     splits = HuggingFace(path=path, client_key="who", test_fraction=0.5).load()
-    assert capfd.readouterr() == ("", "")  # no progress bar
-    assert not hub.are_progress_bars_disabled()
     assert splits.train.n_classes == 4
     assert splits.train.client_ids is not None
     pixel_rows = {tuple(row): i for i, row in enumerate(PIXELS.reshape(6, -1).tolist())}
@@ -370,7 +367,7 @@ def test_saved_lists_need_keys(hub: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("colour", [False, True])
-def test_image_folder(hub: Any, tmp_path: Path, colour: bool) -> None:
+def test_image_folder(hub: Any, tmp_path: Path, colour: bool, capfd: Any) -> None:
     array = np.stack([PIXELS] * 3, -1) // [1, 2, 3] if colour else PIXELS
     for split in ("train", "test"):
         for index, picture in enumerate(pictures(array.astype(np.uint8))):
@@ -378,6 +375,8 @@ def test_image_folder(hub: Any, tmp_path: Path, colour: bool) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             picture.save(folder / f"{index}.png")
     splits = HuggingFace(path=str(tmp_path / "set")).load()
+    assert capfd.readouterr() == ("", "")  # no progress bars meanwhile,
+    assert not hub.are_progress_bars_disabled()  # and as they were after
     order = np.argsort(LABELS, kind="stable")
     expected = array.transpose(0, 3, 1, 2) if colour else array[:, None]
     assert splits.train.n_classes == 3

@@ -1,0 +1,134 @@
+"""The page: `report.html`, one file that opens offline, and its plots as PNGs beside it."""
+
+from __future__ import annotations
+
+import os
+from base64 import b64encode
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fedkd import config
+from scenarios.progress import duration, percent, size
+from scenarios.report import facts
+from scenarios.report.figures import png
+from scenarios.report.plots import PLOTS, Plot
+from scenarios.results import Result
+
+
+class Column(NamedTuple):
+    """A column of the comparison: its heading, how a line's value is written, what it means."""
+
+    heading: str
+    text: Callable[[dict[str, Any]], str]
+    meaning: str
+
+
+def write(result: Result, folder: Path) -> Path:
+    """Write `folder/report.html` and `folder/plots/*.png`, each whole or not at all.
+
+    Returns: the path of the page, which carries the plots itself.
+    """
+    pictures = [(plot, png(figure)) for plot in PLOTS if (figure := plot.draw(result))]
+    for plot, picture in pictures:
+        _replace(folder / "plots" / f"{plot.name}.png", picture)
+    page = folder / "report.html"
+    _replace(page, _render(result, pictures).encode())
+    return page
+
+
+def _render(result: Result, pictures: list[tuple[Plot, bytes]]) -> str:
+    environment = Environment(
+        loader=PackageLoader("scenarios.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"count": "{:,}".format, "base64": lambda data: b64encode(data).decode()}
+    cell = facts.own_cell(result)
+    return environment.get_template("template.html").render(
+        scenario=result.scenario,
+        toml=config.dump(result.scenario),
+        written=f"{datetime.now():%Y-%m-%d %H:%M}",
+        environment=facts.environment(),
+        columns=COLUMNS,
+        table=result.table(),
+        pictures=pictures,
+        cell=cell,
+        disclosures=facts.disclosures(cell) if cell else [],
+        unfinished=facts.unfinished(result),
+        notes=facts.notes(result),
+    )
+
+
+def _replace(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+def _share(key: str) -> Callable[[dict[str, Any]], str]:
+    return lambda line: percent(line[key])
+
+
+def _accuracy(line: dict[str, Any]) -> str:
+    spread = line["accuracy_sd"]
+    return percent(line["accuracy"]) + ("" if spread is None else f" ± {100 * spread:.1f}")
+
+
+COLUMNS = (
+    Column(
+        "accuracy",
+        _accuracy,
+        "On the test set, in the last round, mean over the clients that took part in it and over "
+        "seeds; ± is the standard deviation over seeds. It is never the best over test rounds.",
+    ),
+    Column(
+        "worst client",
+        _share("accuracy_worst"),
+        "The lowest accuracy of a client in the last round, mean over seeds.",
+    ),
+    Column(
+        "own classes",
+        _share("own_accuracy"),
+        "The same test set weighed by each client's own mix of classes, in the last round.",
+    ),
+    Column(
+        "by validation",
+        _share("best_accuracy"),
+        "Test accuracy in the round with the best accuracy on the validation set, which is apart "
+        "from the test set; without a validation set, in the last round.",
+    ),
+    Column(
+        "answered",
+        _share("accepted"),
+        "Share of the proxy set that a client's filter let it answer, in the last round.",
+    ),
+    Column(
+        "precision",
+        _share("precision"),
+        "Of the proxy samples that a client answered, the share from classes it holds.",
+    ),
+    Column(
+        "recall",
+        _share("recall"),
+        "Of the proxy samples from classes that a client holds, the share it answered.",
+    ),
+    Column(
+        "consensus",
+        _share("consensus_accuracy"),
+        "Share of the answered proxy samples whose most likely class, by what all clients say "
+        "together, is the true one, in the last round.",
+    ),
+    Column(
+        "bytes",
+        lambda line: size(line["bytes"]),
+        "Payload of all clients and rounds, up and down, the proxy set included.",
+    ),
+    Column("time", lambda line: duration(line["seconds"]), "Of all rounds together, by the clock."),
+)

@@ -1,0 +1,44 @@
+"""Small real runs that several tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from fedkd import config
+from fedkd.config import Scenario
+from scenarios.results import Result
+
+TIMES = "_s"
+
+
+def small(**changes: Any) -> Scenario:
+    """Three clients on digits, two rounds: about a second. `changes` replace whole sections."""
+    table: dict[str, Any] = {
+        "name": "small",
+        "data": {"name": "digits"},
+        "partition": {"name": "dirichlet", "clients": 3, "alpha": 0.5},
+        "training": {"rounds": 2, "local_epochs": 1, "distill_epochs": 2, "batch_size": 32},
+    }
+    return config.parse({**table, **changes})
+
+
+def facts(result: Result) -> list[dict[str, Any]]:
+    """The events of a result without what may differ between equal runs: times."""
+    return [
+        {
+            "cell": (cell.row, cell.seed),
+            **{k: v for k, v in event.items() if k != "seconds" and not k.endswith(TIMES)},
+        }
+        for cell in result.cells
+        for event in cell.events
+    ]
+
+
+def consensus(cell_folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of a cell's last checkpoint."""
+    newest = max((cell_folder / "checkpoints").glob("round-*"))
+    return load_file(newest / "arrays.safetensors")

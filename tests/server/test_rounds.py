@@ -1,0 +1,172 @@
+"""The server against clients that break the contract: refused with a reason, the round goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.clientapp import ClientApp
+
+from clients.app import make_app
+from clients.store import MemoryStore
+from fedkd import payload
+from fedkd.errors import FedkdError
+from fedkd.exchange.combine import Consensus
+from runs import small
+from scenarios.grids import inline
+from server.app import make_app as make_server
+from server.events import Event
+
+N_CLIENTS = 3
+LIAR = 1
+
+Lie = Callable[[payload.Answer], payload.Bytes]
+
+
+def play(lie: Callable[[Message, Message], Message | None], **changes: object) -> list[Event]:
+    """Run with a client 1 whose replies to `train` pass through `lie`."""
+    store = MemoryStore()
+    honest = make_app(lambda config: store)
+
+    def liar(message: Message, context: Context, call_next: Callable[..., Message]) -> Message:
+        reply = call_next(message, context)
+        if context.node_config["partition-id"] != LIAR or message.metadata.message_type != "train":
+            return reply
+        return lie(message, reply) or reply
+
+    app = ClientApp(mods=[liar])
+    app.query("hello")(lambda message, context: honest(message, context))
+    app.query("pool")(lambda message, context: honest(message, context))
+    app.train()(lambda message, context: honest(message, context))
+    app.evaluate()(lambda message, context: honest(message, context))
+    events: list[Event] = []
+    inline.run(make_server(small(**changes), 1, None, events.append), app, N_CLIENTS)
+    return events
+
+
+def with_answer(lie: Lie) -> Callable[[Message, Message], Message | None]:
+    """A lie about the answers: the payload is replaced."""
+
+    def replace(message: Message, reply: Message) -> Message | None:
+        raw = reply.content.array_records["payload"]["bytes"].numpy()
+        round_ = int(message.content.config_records["config"]["round"])
+        answer = payload.decode_answer(
+            raw, client=LIAR, round_=round_, n_samples=10**6, n_classes=10, simplex=True
+        )
+        reply.content["payload"] = ArrayRecord({"bytes": Array(lie(answer))})
+        return reply
+
+    return replace
+
+
+def bad_schema(answer: payload.Answer) -> payload.Bytes:
+    raw = payload.encode_answer(answer).tobytes()
+    return np.frombuffer(raw.replace(b'"schema": 1', b'"schema": 9'), dtype=np.uint8)
+
+
+LIES: dict[str, tuple[Lie, str]] = {
+    "shape": (
+        lambda a: payload.encode_answer(a._replace(values=a.values[:, :9])),
+        "values are",
+    ),
+    "nan": (
+        lambda a: payload.encode_answer(a._replace(values=np.full_like(a.values, np.nan))),
+        "not finite",
+    ),
+    "out of range": (
+        lambda a: payload.encode_answer(a._replace(ids=a.ids + 100_000)),
+        "out of range",
+    ),
+    "repeated": (
+        lambda a: payload.encode_answer(a._replace(ids=np.repeat(a.ids[:1], len(a.ids)))),
+        "repeated",
+    ),
+    "round": (lambda a: payload.encode_answer(a._replace(round=a.round + 1)), "another round"),
+    "client": (lambda a: payload.encode_answer(a._replace(client=0)), "another client's name"),
+    "schema": (bad_schema, "wrong schema"),
+    "kind": (
+        lambda a: payload.encode_consensus(Consensus(a.ids, a.values), a.round),
+        "wrong kind",
+    ),
+    "no distribution": (
+        lambda a: payload.encode_answer(a._replace(values=a.values * 2)),
+        "not a distribution",
+    ),
+    "garbage": (lambda a: np.arange(100, dtype=np.uint8), "not a payload"),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_malformed_answer_is_refused_and_the_round_goes_on(name: str) -> None:
+    lie, reason = LIES[name]
+    events = play(with_answer(lie))
+    refused = [event for event in events if event["event"] == "refused"]
+    assert [(e["round"], e["client"], e["step"]) for e in refused] == [
+        (1, LIAR, "train"),
+        (2, LIAR, "train"),
+    ]
+    assert reason in refused[0]["reason"]
+    rounds = [event for event in events if event["event"] == "round"]
+    assert len(rounds) == 2
+    assert 0 < rounds[-1]["kept"] <= 1
+
+
+def test_a_refused_answer_leaves_no_trace_in_the_consensus() -> None:
+    """A lie about half the rows must not have added the other half."""
+
+    def half(answer: payload.Answer) -> payload.Bytes:
+        values = answer.values.copy()
+        values[-1, 0] = np.inf
+        return payload.encode_answer(answer._replace(values=values))
+
+    def silent(message: Message, reply: Message) -> Message:
+        del reply.content["payload"]
+        return reply
+
+    def outcome(events: list[Event]) -> list[Event]:
+        times = ("seconds", "bytes_up")
+        return [
+            {k: v for k, v in event.items() if k not in times}
+            for event in events
+            if event["event"] == "round"
+        ]
+
+    assert outcome(play(with_answer(half))) == outcome(play(silent))
+
+
+def test_a_client_that_crashes_is_left_out() -> None:
+    def crash(message: Message, reply: Message) -> Message:
+        raise RuntimeError("disk full")
+
+    events = play(crash)
+    refused = [event for event in events if event["event"] == "refused"]
+    assert "disk full" in refused[0]["reason"]
+    assert len([event for event in events if event["event"] == "round"]) == 2
+
+
+def test_no_client_accepts_anything_and_the_run_goes_on() -> None:
+    events = play(
+        lambda message, reply: None,
+        method={"name": "edgefd", "gate": {"name": "constant", "value": -1.0}},
+        proxy={"name": "public", "size": 50},
+    )
+    rounds = [event for event in events if event["event"] == "round"]
+    assert len(rounds) == 2
+    assert all(r["kept"] == 0 and "no client accepted" in r["note"] for r in rounds)
+    assert all(r["accuracy"] > 0 for r in rounds)
+
+
+def test_if_every_client_fails_the_run_stops_with_the_reason() -> None:
+    def fail(message: Message, context: Context) -> Message:
+        raise ValueError("no such device")
+
+    app = ClientApp()
+    honest = make_app(lambda config: MemoryStore())
+    app.query("hello")(lambda message, context: honest(message, context))
+    app.query("pool")(lambda message, context: honest(message, context))
+    app.train()(fail)
+    app.evaluate()(fail)
+    with pytest.raises(FedkdError, match=r"no client got through round 1.*no such device"):
+        inline.run(make_server(small(), 1, None), app, N_CLIENTS)
