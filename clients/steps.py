@@ -77,15 +77,13 @@ def with_model(state: Mapping[str, Tensor] | None, model: Classifier) -> dict[st
 
 def learn_private(client: Client, model: Classifier) -> None:
     """Train the model in place on the client's private data."""
-    settings = client.scenario.training
     x, y = (tensor.to(client.device) for tensor in client.world.client(client.id))
     with client.timed("train"):
         loss = training.fit(
             model,
             training.cross_entropy(y),
             x,
-            settings.local_epochs,
-            settings,
+            client.scenario.training.local,
             client.draws("train"),
         )
     client.metrics["train_loss"] = loss
@@ -96,7 +94,7 @@ def filter_pool(client: Client, model: Classifier, pool: Pool) -> Tensor:
     """The mask [n] of pool samples that the client answers; the score is fitted here."""
     method = client.scenario.method
     x, y = client.world.client(client.id)
-    n_heldout = max(1, round(client.scenario.training.heldout * len(x)))
+    n_heldout = min(max(1, round(client.scenario.training.heldout * len(x))), len(x) - 1)
     order = stream(client.seed, "client", 0, client.id, "heldout").permutation(len(x))
     heldout, fitted = torch.from_numpy(order[:n_heldout]), torch.from_numpy(order[n_heldout:])
 
@@ -134,7 +132,7 @@ def answer(
 
 def learn_consensus(client: Client, model: Classifier, pool: Pool, consensus: Consensus) -> None:
     """Distil the consensus into the model in place; nothing to learn leaves it as it is."""
-    method, settings = client.scenario.method, client.scenario.training
+    method = client.scenario.method
     x = torch.from_numpy(pool.x)[torch.from_numpy(consensus.ids).long()].to(client.device)
     target = method.release.target(torch.from_numpy(consensus.values)).to(client.device)
     with client.timed("distill"):
@@ -144,8 +142,7 @@ def learn_consensus(client: Client, model: Classifier, pool: Pool, consensus: Co
                 logits, target[torch.from_numpy(batch)]
             ).mean(),
             x,
-            settings.distill_epochs,
-            settings,
+            client.scenario.training.distill,
             client.draws("distill"),
         )
     if len(x):

@@ -50,7 +50,7 @@ class MethodConfig(Section):
         if not isinstance(given, Mapping):
             return given
         name = given.get("name", "edgefd")
-        if name not in METHODS:
+        if not isinstance(name, str) or name not in METHODS:
             raise FedkdError(
                 "unknown method in method.name",
                 value=name,
@@ -89,22 +89,29 @@ class Model(Section):
         return self
 
 
+class Phase(Section):
+    """One of a round's two ways to learn. Each phase starts with a fresh optimiser."""
+
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the phase's samples; below one, that share of a pass."""
+    batch_size: int = Field(64, ge=1)
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Of `sgd` only."""
+
+
 class Training(Section):
     """How clients learn: in each round first from their own data, then from the consensus."""
 
     rounds: int = Field(10, ge=1)
+    local: Phase = Phase(optimizer="sgd", learning_rate=0.02, momentum=0.9)
+    """From private data. SGD stops moving once a one-class client is sure of itself; Adam, which
+    divides by the size of the gradient, keeps walking and can kill the network."""
+    distill: Phase = Phase()
+    """From the consensus."""
     participation: float = Field(1.0, gt=0, le=1)
     """The fraction of clients that take part in a round; at least one."""
-    local_epochs: float = Field(1.0, gt=0)
-    """Passes over the private data a round; below one, that share of a pass."""
-    distill_epochs: float = Field(1.0, gt=0)
-    """Passes over the consensus a round; below one, that share of a pass."""
-    batch_size: int = Field(64, ge=1)
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """A fresh one each phase, so no moments are carried from private data to the consensus."""
-    learning_rate: float = Field(1e-3, gt=0)
-    momentum: float = Field(0.0, ge=0, lt=1)
-    """Of `sgd` only."""
     heldout: float = Field(0.1, gt=0, lt=1)
     """Share of a client's private data that its score is not fitted on, for the gate."""
     timeout_s: float = Field(3600.0, gt=0)
@@ -183,6 +190,13 @@ def _method(name: str) -> dict[str, Any]:
     return {"method": MethodConfig.model_validate({"name": name})}
 
 
+def _no_filter(scenario: Scenario) -> dict[str, Any]:
+    """Only the filter goes: release, combine and distill stay, else two things would differ."""
+    row = METHODS["no-filter"]
+    change = {"name": "no-filter", "score": row.score, "gate": row.gate}
+    return {"method": scenario.method.model_copy(update=change)}
+
+
 def _iid(scenario: Scenario) -> dict[str, Any]:
     if isinstance(scenario.partition, Natural):
         owners = load_data(scenario.data).train.client_ids
@@ -197,7 +211,7 @@ def _centralised(scenario: Scenario) -> dict[str, Any]:
 Change = Callable[[Scenario], dict[str, Any]]
 REFERENCES: dict[str, tuple[str, Change]] = {
     "local-only": ("clients learn alone", lambda scenario: _method("local-only")),
-    "no-filter": ("every client answers everything", lambda scenario: _method("no-filter")),
+    "no-filter": ("every client answers everything", _no_filter),
     "iid": ("the same method, data shared out at random", _iid),
     "fedavg": ("weights are averaged instead (FedAvg)", lambda scenario: _method("fedavg")),
     "proxy-labels": (

@@ -14,7 +14,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Fedkd
     first = error.errors()[0]
     *parents, last = [str(part) for part in first["loc"]] or [""]
     section, path = _descend(model, parents)
-    key = ".".join([*path, last]) if last != _tag(section) else ".".join(path)
+    key = ".".join([*path, last])
     context = first.get("ctx", {})
     match first["type"]:
         case "extra_forbidden":
@@ -36,10 +36,11 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Fedkd
             return FedkdError(f"{key!r} in {where} needs a name", fix=f'set {key}.name = "…"')
         case "missing":
             return FedkdError(f"{key!r} is missing in {where}", fix=f"set {key}")
+    message = first["msg"].removeprefix("Value error, ")
     return FedkdError(
         f"bad value for {key!r} in {where}",
         value=first["input"],
-        allowed=first["msg"][0].lower() + first["msg"][1:],
+        allowed=message[0].lower() + message[1:],
     )
 
 

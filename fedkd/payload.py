@@ -80,6 +80,8 @@ def decode_hello(data: Bytes) -> Hello:
     hello = Hello(
         _whole(header, "client"), _whole(header, "n_private"), _whole(header, "n_classes"), **arrays
     )
+    _require(min(hello.client, hello.n_private) >= 0, "client or n_private is negative")
+    _require(hello.n_classes >= 1, "there are no classes")
     _require(hello.contribution.ndim == 4, "contribution is not [m, c, h, w]")
     _require(hello.labels.shape == (len(hello.contribution),), "one label a sample is needed")
     _require(hello.class_counts.shape == (hello.n_classes,), "one count a class is needed")
@@ -208,8 +210,10 @@ def _rows(ids: Array, values: Array, n_samples: int, n_classes: int) -> None:
 
 def _whole(header: Mapping[str, Any], key: str) -> int:
     value = header.get(key)
-    if type(value) is not int or value < -1:
-        raise PayloadError(f"header {key} is not a whole number", value=value)
+    if type(value) is not int or not -1 <= value < 2**31:
+        raise PayloadError(
+            f"header {key} is not a whole number in range", value=value, allowed="-1 to 2^31 - 1"
+        )
     return value
 
 

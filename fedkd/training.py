@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedkd.config import Training
+from fedkd.config import Phase
 from fedkd.data.dataset import as_input
 from fedkd.models.zoo import Classifier
 
@@ -22,22 +22,21 @@ def fit(
     model: nn.Module,
     loss: Callable[[Tensor, NDArray[np.int64]], Tensor],
     x: Tensor,
-    epochs: float,
-    training: Training,
+    phase: Phase,
     draws: np.random.Generator,
 ) -> float:
     """Train `model` in place on `x` [n, c, h, w] with a fresh optimiser.
 
-    Args: loss: from logits [b, classes] and the batch's positions [b] to a scalar;
-        epochs: passes over `x`; a share of a pass when below one, at least one batch.
+    Args: loss: from logits [b, classes] and the batch's positions [b] to a scalar. At least one
+        batch is learnt, however small a share of a pass the phase is.
     Returns: the mean loss over all samples seen, or NaN when there is nothing to learn.
     """
     if len(x) == 0:
         return math.nan
     model.train()
-    optimizer = _optimizer(model, training)
+    optimizer = _optimizer(model, phase)
     total, seen = 0.0, 0
-    for batch in _batches(len(x), epochs, training.batch_size, draws):
+    for batch in _batches(len(x), phase, draws):
         inputs = as_input(x[torch.from_numpy(batch)]).contiguous(memory_format=torch.channels_last)
         value = loss(model(inputs), batch)
         optimizer.zero_grad(set_to_none=True)
@@ -53,24 +52,21 @@ def cross_entropy(y: Tensor) -> Callable[[Tensor, NDArray[np.int64]], Tensor]:
     return lambda logits, batch: F.cross_entropy(logits, y[torch.from_numpy(batch)])
 
 
-def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    if training.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=training.learning_rate)
-    return torch.optim.SGD(
-        model.parameters(), lr=training.learning_rate, momentum=training.momentum
-    )
+def _optimizer(model: nn.Module, phase: Phase) -> torch.optim.Optimizer:
+    if phase.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=phase.learning_rate)
+    return torch.optim.SGD(model.parameters(), lr=phase.learning_rate, momentum=phase.momentum)
 
 
-def _batches(
-    n: int, epochs: float, batch_size: int, draws: np.random.Generator
-) -> Iterator[NDArray[np.int64]]:
+def _batches(n: int, phase: Phase, draws: np.random.Generator) -> Iterator[NDArray[np.int64]]:
     """Batches of a new permutation each epoch; the last epoch may be cut short."""
-    per_epoch = math.ceil(n / batch_size)
-    left = max(1, round(epochs * per_epoch))
+    size = phase.batch_size
+    per_epoch = math.ceil(n / size)
+    left = max(1, round(phase.epochs * per_epoch))
     while left > 0:
         order = draws.permutation(n)
-        for start in range(0, min(left, per_epoch) * batch_size, batch_size):
-            yield order[start : start + batch_size]
+        for start in range(0, min(left, per_epoch) * size, size):
+            yield order[start : start + size]
         left -= per_epoch
 
 

@@ -42,7 +42,7 @@ class Ledger:
             whole = [line for line in lines if line.endswith("\n")]  # a crash may tear the last one
             self._entries = [Release(**json.loads(line)) for line in whole]
             if len(whole) < len(lines):
-                path.write_text("".join(whole), encoding="utf-8")
+                os.truncate(path, len("".join(whole).encode()))
 
     def record(self, release: Release) -> None:
         """Append one release, on disk before this returns."""

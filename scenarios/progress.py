@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedkd.config import Scenario
@@ -37,7 +38,7 @@ class Progress:
             case "refused":
                 self._console.print(
                     f"  [yellow]round {event['round']}: refused client {event['client']}: "
-                    f"{event['reason']}[/yellow]"
+                    f"{escape(event['reason'])}[/yellow]"
                 )
             case "round":
                 self._seconds.append(event["seconds"])

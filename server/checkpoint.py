@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fedkd.errors import FedkdError
@@ -52,7 +53,7 @@ def latest(folder: Path) -> Checkpoint | None:
     try:
         note = json.loads((rounds[-1] / "note.json").read_text(encoding="utf-8"))
         arrays = load_file(rounds[-1] / "arrays.safetensors")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise FedkdError(
             f"cannot read the checkpoint {rounds[-1]}: {error}",
             fix="delete that folder; the run goes on from the one before",
@@ -61,4 +62,4 @@ def latest(folder: Path) -> Checkpoint | None:
 
 
 def _rounds(folder: Path) -> list[Path]:
-    return sorted(folder.glob("round-*"))
+    return sorted(folder.glob("round-*"), key=lambda path: int(path.name[6:]))

@@ -21,7 +21,7 @@ def small(**changes: Any) -> Scenario:
         "name": "small",
         "data": {"name": "digits"},
         "partition": {"name": "dirichlet", "clients": 3, "alpha": 0.5},
-        "training": {"rounds": 2, "local_epochs": 1, "distill_epochs": 2, "batch_size": 32},
+        "training": {"rounds": 2, "distill": {"epochs": 2}},
     }
     return config.parse({**table, **changes})
 

@@ -72,7 +72,7 @@ class WeightAverage:
         self._samples += n_samples
 
     def finish(self) -> NDArray[np.float32] | None:
-        """The mean [size], or None if no client answered."""
-        if self._total is None:
+        """The mean [size], or None if no client with samples answered."""
+        if self._total is None or self._samples == 0:
             return None
         return (self._total / self._samples).astype(np.float32)

@@ -91,7 +91,7 @@ def build(name: str, shape: Shape, n_classes: int, generator: torch.Generator) -
     PyTorch's own initialisers read the global generator, so it is set and put back around them.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
+        torch.default_generator.manual_seed(generator.initial_seed())
         model = MODELS[name](shape, n_classes)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model

@@ -31,6 +31,7 @@ def payload_bytes(result: Result) -> Figure | None:
     if logarithmic := max(used) > LOG_FROM * min(used):
         left = min(used) / 3
         axes.set_xscale("log")
+        axes.minorticks_off()
         axes.set_xlim(left, left * (max(used) / left) ** (1 / (1 - ROOM)))
     else:
         left = 0.0

@@ -13,6 +13,7 @@ from itertools import pairwise
 import fedkd
 from scenarios.results import Cell, Result
 from scenarios.simulate import plans
+from server.events import Event
 
 MOST_NOTES = 30
 
@@ -43,40 +44,35 @@ def own_cell(result: Result) -> Cell | None:
 def disclosures(cell: Cell) -> list[Disclosure]:
     """One for each client, by client."""
     n_samples = sum(pool["n_samples"] for pool in cell.of("pool"))
-    uploads, rows, refused = (dict.fromkeys(_clients(cell), 0) for _ in range(3))
-    refusals = {
-        (event["round"], event["client"])
-        for event in cell.of("refused")
-        if event["step"] == "train"
-    }
+    refused = {(e["round"], e["client"]) for e in cell.of("refused") if e["step"] == "train"}
+    uploads: dict[int, list[Event]] = defaultdict(list)
     for event in cell.of("client"):
         if event.get("bytes_up", 0) > 0:
-            client = event["client"]
-            uploads[client] += 1
-            rows[client] += round(event.get("accepted", 0) * n_samples)
-            refused[client] += (event["round"], client) in refusals
+            uploads[event["client"]].append(event)
     return [
         Disclosure(
-            client=hello["client"],
+            client=(client := hello["client"]),
             held=hello["n_private"] + hello["contributed"],
             contributed=hello["contributed"],
-            uploads=uploads[hello["client"]],
-            rows=rows[hello["client"]],
-            refused=refused[hello["client"]],
+            uploads=len(uploads[client]),
+            rows=sum(round(event.get("accepted", 0) * n_samples) for event in uploads[client]),
+            refused=sum((event["round"], client) in refused for event in uploads[client]),
         )
         for hello in cell.of("hello")
     ]
 
 
 def unfinished(result: Result) -> list[str]:
-    """One line for each cell that has rounds to go."""
-    planned = result.scenario.training.rounds
+    """What has rounds to go: a line for each row and number of rounds done."""
+    n_rounds = result.scenario.training.rounds
     done = {(cell.row, cell.seed): len(cell.of("round")) for cell in result.cells}
-    cells = [(plan.row, plan.seed) for plan in plans(result.scenario)]
+    short: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for plan in plans(result.scenario):
+        if (rounds := done.get((plan.row, plan.seed), 0)) < n_rounds:
+            short[plan.row, rounds].append(plan.seed)
     return [
-        f"{row}, seed {seed}: {done.get((row, seed), 0)} of {planned} rounds done"
-        for row, seed in cells
-        if done.get((row, seed), 0) < planned
+        f"{row}, seed {spans(seeds)}: {rounds} of {n_rounds} rounds done"
+        for (row, rounds), seeds in short.items()
     ]
 
 
@@ -124,8 +120,6 @@ def environment() -> str:
     """The versions and the machine of this process."""
     parts = [f"fedkd {fedkd.__version__}", f"Python {platform.python_version()}"]
     parts += [f"{package} {version(package)}" for package in ("torch", "flwr", "numpy")]
-    return ", ".join([*parts, f"{os.cpu_count()} CPUs", platform.platform(terse=True)])
-
-
-def _clients(cell: Cell) -> list[int]:
-    return [hello["client"] for hello in cell.of("hello")]
+    return ", ".join(
+        [*parts, f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} CPUs"]
+    )

@@ -33,13 +33,13 @@ def partition(result: Result) -> Figure | None:
         return None
     clients = [hello["client"] for hello in cell.of("hello")]
     counts = np.array([hello["class_counts"] for hello in cell.of("hello")], dtype=float)
-    plot, axes = _map("Who holds which samples", clients, counts.shape[1])
+    plot, axes = _map(f"Who holds which samples, seed {cell.seed}", clients, counts.shape[1])
     scale = LinearSegmentedColormap.from_list("held", ["white", BLUE])
     picture = axes.imshow(counts, scale, aspect="auto", vmin=0)
     if _numbered(counts):
         _write(axes, counts, scale(counts / counts.max())[..., :3])
     else:
-        bar = plot.colorbar(picture, ax=axes, fraction=0.05, pad=0.02, label="samples")
+        bar = plot.colorbar(picture, ax=axes, aspect=40, pad=0.02, label="samples")
         bar.ax.tick_params(length=0, labelsize=9)
         bar.outline.set_visible(False)
     return plot
@@ -66,7 +66,7 @@ def filter_map(result: Result) -> Figure | None:
     share = np.full_like(accepted, np.nan)
     np.divide(accepted, offered, out=share, where=offered > 0)
 
-    plot, axes = _map("Who answers which proxy samples", clients, share.shape[1])
+    plot, axes = _map(f"Who answers which proxy samples, seed {cell.seed}", clients, share.shape[1])
     colours = _colours(share, own)
     axes.imshow(colours, aspect="auto")
     if _numbered(share):
@@ -106,7 +106,7 @@ def _write(axes: Axes, values: Array, colours: Array) -> None:
 
 
 def _colours(share: Array, own: NDArray[np.bool_]) -> Array:
-    """RGB [clients, classes, 3]: blue for own classes, orange for others, grey where share is NaN."""
+    """RGB [clients, classes, 3]: blue for own classes, orange for others, grey for NaN."""
     low = np.where(own[..., None], to_rgb(PALE_BLUE), to_rgb("white"))
     high = np.where(own[..., None], to_rgb(BLUE), to_rgb(ORANGE))
     mixed = low + share[..., None] * (high - low)

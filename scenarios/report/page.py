@@ -48,7 +48,10 @@ def _render(result: Result, pictures: list[tuple[Plot, bytes]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": "{:,}".format, "base64": lambda data: b64encode(data).decode()}
+    environment.filters |= {
+        "thousands": "{:,}".format,
+        "base64": lambda data: b64encode(data).decode(),
+    }
     cell = facts.own_cell(result)
     return environment.get_template("template.html").render(
         scenario=result.scenario,

@@ -41,22 +41,30 @@ def curves(result: Result) -> Figure | None:
     plot, axes = figure(WIDE, 4.3, "Accuracy on the test set, by round")
     shown: list[tuple[float, Line2D]] = []
     colours, styles = cycle(ROW_COLOURS), cycle(("-", "--", "-.", ":"))
+    n_rounds = max(cell.last["round"] for cell in result.cells)
+    marker = "o" if n_rounds <= MOST_MARKERS else None
     for row, cells in result.rows().items():
-        colour, style = next(colours), next(styles)
         mean, sd = _over_seeds(cells, "accuracy")
         rounds = range(1, len(mean) + 1)
         own = row == result.scenario.method.name
-        (line,) = axes.plot(rounds, mean, style, color=colour, linewidth=2.4 if own else 1.7)
-        line.set_label(f"{row}  {percent(mean[-1])}")
-        line.set_marker("o" if len(rounds) <= MOST_MARKERS else "")
-        line.set_markersize(4)
-        shown.append((float(mean[-1]), line))
+        (line,) = axes.plot(
+            rounds,
+            mean,
+            next(styles),
+            color=next(colours),
+            linewidth=2.4 if own else 1.7,
+            marker=marker,
+            markersize=4,
+            label=f"{row}  {percent(mean[-1])}",
+        )
+        shown.append((mean[-1], line))
+        colour = line.get_color()
         axes.fill_between(rounds, mean - sd, mean + sd, color=colour, alpha=0.15, linewidth=0)
         if own:
             worst, _ = _over_seeds(cells, "accuracy_worst")
-            (line,) = axes.plot(rounds, worst, color=colour, linewidth=0.9)
-            line.set_label(f"{row}, worst client  {percent(worst[-1])}")
-            shown.append((float(worst[-1]), line))
+            text = f"{row}, worst client  {percent(worst[-1])}"
+            (line,) = axes.plot(rounds, worst, color=colour, linewidth=0.9, label=text)
+            shown.append((worst[-1], line))
     shown.sort(key=lambda entry: -entry[0])
     plot.legend(
         handles=[line for _, line in shown],
@@ -65,8 +73,9 @@ def curves(result: Result) -> Figure | None:
         labelcolor=INK,
         labelspacing=0.8,
     )
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    axes.set_xlim(0.5, n_rounds + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.grid(axis="y", color=LINES)
     label(axes, "round")
     return plot
@@ -87,7 +96,8 @@ PLOTS = (
         curves,
         "Line chart of test accuracy by round, one line a row",
         "One line a row, thick for the scenario's own; a band is ± one standard deviation over "
-        "seeds, the thin line the worst client of the own row, and the key gives the last round.",
+        "seeds, the thin line the worst client of the own row, and the key tells where each "
+        "line ends. A line ends with the first of its seeds.",
     ),
     Plot(
         "partition",

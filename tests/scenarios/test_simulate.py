@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import consensus, facts, small
 
 import fedkd
 from fedkd import config
 from fedkd.errors import FedkdError
-from runs import consensus, facts, small
 from scenarios.simulate import load_result, resume, simulate
 from server.events import Event
 
@@ -66,7 +66,7 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(
 def test_kill_9_and_resume_gives_the_same_bits(tmp_path: Path, delay_s: float) -> None:
     """A real process, killed for good some time after its first event."""
     scenario = tmp_path / "scenario.toml"
-    what = small(training={"rounds": 8, "distill_epochs": 5}, references=["no-filter"])
+    what = small(training={"rounds": 8, "distill": {"epochs": 5}}, references=["no-filter"])
     scenario.write_text(config.dump(what))
     folder = tmp_path / "run"
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Replies are heard in partition order, whatever arrives first, and silence ends at the deadline."""
+"""Replies are heard in partition order, whatever arrives first; silence ends at the deadline."""
 
 from __future__ import annotations
 

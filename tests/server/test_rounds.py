@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
+from runs import small
 
 from clients.app import make_app
 from clients.store import MemoryStore
 from fedkd import payload
 from fedkd.errors import FedkdError
 from fedkd.exchange.combine import Consensus
-from runs import small
 from scenarios.grids import inline
 from server.app import make_app as make_server
 from server.events import Event

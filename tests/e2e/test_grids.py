@@ -1,0 +1,88 @@
+"""The same apps on Flower's simulation engine give the same bits as in process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import consensus, facts, small
+
+from fedkd import config
+from scenarios.simulate import Result, load_result, simulate
+
+HOME = Path(__file__).parents[2]
+
+
+def carry_out(scenario: config.Scenario, folder: Path) -> Result:
+    """Run in a process of its own, as a user would: Ray leaves threads and warnings behind."""
+    path = folder.with_suffix(".toml")
+    path.write_text(config.dump(scenario))
+    command = [sys.executable, "-m", "scenarios.cli", "run", str(path), "--out", str(folder)]
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return load_result(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": {"rounds": 2, "participation": 0.7}},
+        {
+            "method": {"name": "edgefd", "score": {"space": "features", "per_class": True}},
+            "model": {"names": ["mlp", "cnn"]},
+            "training": {"rounds": 2},
+            "proxy": {"name": "public", "size": 100},
+            "references": ["fedavg"],
+        },
+    ],
+    ids=["edgefd", "features, mixed models, fedavg"],
+)
+def test_flower_equals_inline_to_the_bit(tmp_path: Path, changes: dict[str, object]) -> None:
+    if "references" in changes:  # fedavg needs one model: run it beside, with its own
+        changes = {**changes, "references": []}
+    inline = simulate(small(**changes), folder=tmp_path / "inline")
+    flower = carry_out(small(**changes, grid={"name": "flower"}), tmp_path / "flower")
+    assert facts(inline) == facts(flower)
+    ours = consensus(tmp_path / "inline" / "edgefd" / "seed-1")
+    theirs = consensus(tmp_path / "flower" / "edgefd" / "seed-1")
+    assert len(ours["ids"]) > 0
+    assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.slow
+def test_flwr_run_runs_the_same_apps(tmp_path: Path) -> None:
+    """`flwr run .` on a local SuperLink of its own port and home, ended by its id afterwards."""
+    folder = tmp_path / "runs"
+    home = tmp_path / "flwr"
+    port = "39177"
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        *("flwr", "run", ".", "--stream"),
+        *("--federation-config", "num-supernodes=3 client-resources-num-cpus=1"),
+        *("--run-config", f"folder='{folder}' set='partition.clients=3 training.rounds=1'"),
+    ]
+    done = subprocess.run(
+        command, cwd=HOME, env=environment, capture_output=True, text=True, timeout=300
+    )
+    try:
+        log = folder / "edgefd-digits-seed1" / "events.jsonl"
+        assert log.exists(), done.stdout + done.stderr
+        assert '"event": "round"' in log.read_text()
+    finally:
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                mine = f"FLWR_HOME={home}".encode() in (process / "environ").read_bytes()
+            except OSError:
+                continue
+            if mine:
+                os.kill(int(process.name), 15)
