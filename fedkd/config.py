@@ -105,9 +105,8 @@ class Training(Section):
     """How clients learn: in each round first from their own data, then from the consensus."""
 
     rounds: int = Field(10, ge=1)
-    local: Phase = Phase(optimizer="sgd", learning_rate=0.02, momentum=0.9)
-    """From private data. SGD stops moving once a one-class client is sure of itself; Adam, which
-    divides by the size of the gradient, keeps walking and can kill the network."""
+    local: Phase = Phase()
+    """From private data."""
     distill: Phase = Phase()
     """From the consensus."""
     participation: float = Field(1.0, gt=0, le=1)

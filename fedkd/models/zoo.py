@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from fedkd.errors import FedkdError
 
 
+SLOPE = 0.1
+"""Of every LeakyReLU: training on one class alone kills plain ReLU units for good; these revive."""
+
+
 class Classifier(nn.Module):
     """A body that gives features and a linear head that gives logits."""
 
@@ -39,7 +43,7 @@ Shape = tuple[int, int, int]
 
 def mlp(shape: Shape, n_classes: int) -> Classifier:
     """One hidden layer of 128: inputs-128-classes."""
-    body = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 128), nn.ReLU())
+    body = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 128), nn.LeakyReLU(SLOPE))
     return Classifier(body, 128, n_classes)
 
 
@@ -64,14 +68,14 @@ def _convolutional(shape: Shape, n_classes: int, *, kernel: int, hidden: int) ->
     n_pooled = 32 * (height // 4) * (width // 4)
     body = nn.Sequential(
         nn.Conv2d(channels, 16, kernel, padding=kernel // 2),
-        nn.MaxPool2d(2),  # before the ReLU: the same function, on a quarter of the values
-        nn.ReLU(),
+        nn.MaxPool2d(2),  # before the activation: the same function, on a quarter of the values
+        nn.LeakyReLU(SLOPE),
         nn.Conv2d(16, 32, kernel, padding=kernel // 2),
         nn.MaxPool2d(2),
-        nn.ReLU(),
+        nn.LeakyReLU(SLOPE),
         nn.Flatten(),
         nn.Linear(n_pooled, hidden),
-        nn.ReLU(),
+        nn.LeakyReLU(SLOPE),
     )
     return Classifier(body, hidden, n_classes)
 

@@ -97,7 +97,7 @@ PLOTS = (
         "Line chart of test accuracy by round, one line a row",
         "One line a row, thick for the scenario's own; a band is ± one standard deviation over "
         "seeds, the thin line the worst client of the own row, and the key tells where each "
-        "line ends. A line ends with the first of its seeds.",
+        "line ends: with the last round that all its seeds have done.",
     ),
     Plot(
         "partition",
