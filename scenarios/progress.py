@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -11,6 +9,7 @@ from rich.table import Table
 from fedkd.config import Scenario
 from scenarios.results import Result
 from scenarios.simulate import plans
+from scenarios.units import duration, percent, size
 from server.events import Event
 
 
@@ -101,25 +100,3 @@ def table_of(result: Result) -> Table:
             duration(line["seconds"]),
         )
     return table
-
-
-def percent(value: Any) -> str:
-    """A share as a percentage, or a dash."""
-    return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def size(n_bytes: float) -> str:
-    """Bytes in the unit that reads best."""
-    for unit in ("B", "kB", "MB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.2f} GB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as m:ss, or as seconds when short."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d} min"

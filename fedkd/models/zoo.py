@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from fedkd.errors import FedkdError
 
-
 SLOPE = 0.1
 """Of every LeakyReLU: training on one class alone kills plain ReLU units for good; these revive."""
 

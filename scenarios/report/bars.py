@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from scenarios.progress import duration, size
 from scenarios.report.figures import HALF, INK, LINES, PART_COLOURS, figure, key, label
 from scenarios.results import Cell, Result
+from scenarios.units import duration, size
 
 BYTES = ("proxy pool, once", "up", "down")
 PHASES = ("train", "filter", "answer", "distill", "evaluate", "server, transport")

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedkd import config
-from scenarios.progress import duration, percent, size
 from scenarios.report import facts
 from scenarios.report.figures import png
 from scenarios.report.plots import PLOTS, Plot
 from scenarios.results import Result
+from scenarios.units import duration, percent, size
 
 
 class Column(NamedTuple):

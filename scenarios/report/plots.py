@@ -12,11 +12,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from scenarios.progress import percent
 from scenarios.report.bars import payload_bytes, phase_seconds
 from scenarios.report.figures import INK, LINES, ROW_COLOURS, WIDE, figure, label
 from scenarios.report.heatmaps import filter_map, partition
 from scenarios.results import Cell, Result
+from scenarios.units import percent
 
 MOST_MARKERS = 30
 """Lines of up to so many rounds mark each of them."""

@@ -1,0 +1,512 @@
+"""The wire: what is sent arrives, and whatever else arrives is refused with a reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from fedkd import payload
+from fedkd.errors import PayloadError
+from fedkd.exchange.combine import Consensus
+from fedkd.payload import Answer, Bytes, Hello, Pool
+
+Arrays = dict[str, NDArray[Any]]
+CLIENT, ROUND, N, C, SIZE = 3, 2, 9, 4, 5
+QUICK = settings(deadline=None, max_examples=60)
+
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+SAMPLE_SHAPES = st.tuples(*[st.integers(1, 4)] * 3)
+
+
+@st.composite
+def samples(draw: st.DrawFn) -> NDArray[Any]:
+    shape = (draw(st.integers(0, 4)), *draw(SAMPLE_SHAPES))
+    if draw(st.booleans()):
+        return draw(hnp.arrays(np.uint8, shape))
+    return draw(hnp.arrays(np.float32, shape, elements=FLOATS))
+
+
+@st.composite
+def hellos(draw: st.DrawFn) -> Hello:
+    x, n_classes = draw(samples()), draw(st.integers(1, 5))
+    labels = draw(hnp.arrays(np.int64, len(x), elements=st.integers(0, n_classes - 1)))
+    counts = draw(hnp.arrays(np.int64, n_classes, elements=st.integers(0, 2**40)))
+    client, n_private = draw(st.integers(0, 2**31 - 1)), draw(st.integers(0, 2**31 - 1))
+    return Hello(client, n_private, n_classes, x, labels, counts)
+
+
+@st.composite
+def answers(draw: st.DrawFn, elements: st.SearchStrategy[float] = FLOATS) -> Answer:
+    kept = draw(hnp.arrays(bool, N))
+    values = draw(hnp.arrays(np.float32, (kept.sum(), C), elements=elements))
+    return Answer(CLIENT, ROUND, np.flatnonzero(kept).astype(np.int32), values)
+
+
+def distributions(answer: Answer) -> Answer:
+    rows = np.abs(answer.values.astype(np.float64)) + 1e-3
+    return answer._replace(values=(rows / rows.sum(1, keepdims=True)).astype(np.float32))
+
+
+def decode_answer(data: Bytes, simplex: bool = False) -> Answer:
+    return payload.decode_answer(
+        data, client=CLIENT, round_=ROUND, n_samples=N, n_classes=C, simplex=simplex
+    )
+
+
+def decode_consensus(data: Bytes) -> Consensus:
+    return payload.decode_consensus(data, round_=ROUND, n_samples=N, n_classes=C)
+
+
+def decode_weights(data: Bytes) -> NDArray[np.float32]:
+    return payload.decode_weights(data, client=CLIENT, round_=ROUND, size=SIZE)
+
+
+def assert_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
+    assert type(one) is type(other)
+    for a, b in zip(one, other, strict=True):
+        assert type(a) is type(b)
+        if isinstance(a, np.ndarray):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b, strict=True)
+        else:
+            assert a == b
+
+
+# --- round trips ---
+
+
+@given(hellos())
+@QUICK
+def test_a_hello_arrives(hello: Hello) -> None:
+    assert_same(payload.decode_hello(payload.encode_hello(hello)), hello)
+
+
+@given(samples(), st.data())
+@QUICK
+def test_a_pool_arrives(x: NDArray[Any], data: st.DataObject) -> None:
+    pool = Pool(x, data.draw(hnp.arrays(np.int32, len(x), elements=st.integers(-1, 99))))
+    assert_same(payload.decode_pool(payload.encode_pool(pool)), pool)
+
+
+@given(answers())
+@QUICK
+def test_an_answer_arrives(answer: Answer) -> None:
+    assert_same(decode_answer(payload.encode_answer(answer)), answer)
+    soft = distributions(answer)
+    assert_same(decode_answer(payload.encode_answer(soft), simplex=True), soft)
+
+
+@given(answers())
+@QUICK
+def test_a_consensus_arrives(answer: Answer) -> None:
+    consensus = Consensus(answer.ids, answer.values)
+    assert_same(decode_consensus(payload.encode_consensus(consensus, ROUND)), consensus)
+
+
+@given(hnp.arrays(np.float32, st.integers(0, 50), elements=FLOATS), st.integers(-1, 99))
+@QUICK
+def test_weights_arrive(weights: NDArray[np.float32], client: int) -> None:
+    data = payload.encode_weights(weights, client, ROUND)
+    got = payload.decode_weights(data, client=client, round_=ROUND, size=len(weights))
+    assert_same((got,), (weights,))
+
+
+def test_the_layout_in_memory_does_not_matter() -> None:
+    grid = np.arange(2 * N * C, dtype=np.float32).reshape(C, 2 * N)
+    values = grid[:, ::2].T  # neither contiguous nor in C order
+    answer = Answer(CLIENT, ROUND, np.arange(2 * N, dtype=np.int32)[::2] // 2, values)
+    assert_same(decode_answer(payload.encode_answer(answer)), answer)
+
+
+@given(answers())
+@QUICK
+def test_equal_messages_are_equal_bytes(answer: Answer) -> None:
+    one, other = (payload.encode_answer(Answer(*answer)) for _ in range(2))
+    assert one.dtype == np.uint8
+    assert one.ndim == 1
+    assert one.tobytes() == other.tobytes()
+
+
+# --- sizes ---
+
+
+def body(data: Bytes) -> int:
+    """Bytes without safetensors' own header and ours, whose lengths the format itself tells."""
+    length = int.from_bytes(data[:8].tobytes(), "little")
+    return len(data) - 8 - length - load(data.tobytes())["header"].nbytes
+
+
+@given(m=st.integers(0, 300), n_classes=st.integers(1, 40))
+@QUICK
+def test_bytes_are_the_closed_forms(m: int, n_classes: int) -> None:
+    ids, values = np.arange(m, dtype=np.int32), np.zeros((m, n_classes), np.float32)
+    messages = {
+        4 * m * (n_classes + 1): [
+            payload.encode_answer(Answer(CLIENT, ROUND, ids, values)),
+            payload.encode_consensus(Consensus(ids, values), ROUND),
+        ],
+        4 * m * n_classes: [payload.encode_weights(values.ravel(), CLIENT, ROUND)],
+        m * (784 + 4): [payload.encode_pool(Pool(np.zeros((m, 1, 28, 28), np.uint8), ids))],
+        m * (784 + 8) + 8 * n_classes: [
+            payload.encode_hello(
+                Hello(
+                    CLIENT,
+                    m,
+                    n_classes,
+                    np.zeros((m, 1, 28, 28), np.uint8),
+                    np.zeros(m, np.int64),
+                    np.zeros(n_classes, np.int64),
+                )
+            )
+        ],
+    }
+    for n_bytes, encoded in messages.items():
+        for data in encoded:
+            assert body(data) == n_bytes
+            assert 0 < len(data) - n_bytes < 450  # what naming things costs, whatever the size
+
+
+# --- refusals: messages are forged with safetensors itself ---
+
+GOOD: dict[str, tuple[dict[str, Any], Arrays]] = {
+    "hello": (
+        {"client": CLIENT, "n_private": 7, "n_classes": C},
+        {
+            "contribution": np.ones((2, 1, 3, 3), np.float32),
+            "labels": np.array([0, C - 1]),
+            "class_counts": np.arange(C),
+        },
+    ),
+    "pool": (
+        {},
+        {"x": np.ones((2, 1, 3, 3), np.float32), "contributor": np.array([-1, 4], np.int32)},
+    ),
+    "answer": (
+        {"client": CLIENT, "round": ROUND},
+        {
+            "ids": np.array([0, 4, N - 1], np.int32),
+            "values": np.full((3, C), 1 / C, np.float32),
+        },
+    ),
+    "consensus": (
+        {"round": ROUND},
+        {
+            "ids": np.array([0, 4, N - 1], np.int32),
+            "values": np.full((3, C), 1 / C, np.float32),
+        },
+    ),
+    "weights": (
+        {"client": CLIENT, "round": ROUND},
+        {"weights": np.arange(SIZE, dtype=np.float32)},
+    ),
+}
+DECODE: dict[str, Callable[[Bytes], Any]] = {
+    "hello": payload.decode_hello,
+    "pool": payload.decode_pool,
+    "answer": lambda data: decode_answer(data, simplex=True),
+    "consensus": decode_consensus,
+    "weights": decode_weights,
+}
+
+
+def raw(arrays: Arrays) -> Bytes:
+    return np.frombuffer(save(arrays), dtype=np.uint8)
+
+
+def forged(kind: str, header: dict[str, Any] | None = None, **arrays: Any) -> Bytes:
+    """A good message of one kind with these header fields and arrays changed; None drops one."""
+    note, parts = GOOD[kind]
+    note = {"schema": payload.SCHEMA, "kind": kind, **note, **(header or {})}
+    text = json.dumps({key: value for key, value in note.items() if value is not None})
+    parts = {key: value for key, value in {**parts, **arrays}.items() if value is not None}
+    return raw({**parts, "header": np.frombuffer(text.encode(), np.uint8)})
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_the_forger_can_also_write_good_messages(kind: str) -> None:
+    assert DECODE[kind](forged(kind)) is not None
+
+
+def f32(*rows: Any) -> NDArray[np.float32]:
+    return np.array(rows, dtype=np.float32)
+
+
+def i32(*ids: int) -> NDArray[np.int32]:
+    return np.array(ids, dtype=np.int32)
+
+
+ROWS = {
+    "an id past the last": ({"ids": i32(0, 4, N)}, "an id is out of range"),
+    "a negative id": ({"ids": i32(-1, 0, 4)}, "an id is out of range"),
+    "an id twice": ({"ids": i32(0, 4, 4)}, "ids are repeated or not ascending"),
+    "ids in another order": ({"ids": i32(4, 0, 8)}, "ids are repeated or not ascending"),
+    "ids far apart": ({"ids": i32(-(2**31), 0, 2**31 - 1)}, "an id is out of range"),
+    "ids on two axes": ({"ids": i32(0, 4, 8)[None]}, "ids are not [m]"),
+    "an id too few": ({"ids": i32(0, 4)}, "values are [3, 4], not [2, 4]"),
+    "a class too few": ({"values": np.zeros((3, C - 1), np.float32)}, "not [3, 4]"),
+    "values on one axis": ({"values": np.zeros(3 * C, np.float32)}, "values are [12]"),
+    "long ids": ({"ids": np.array([0, 4, 8])}, "wrong type of ids; got 'int64'"),
+    "double values": ({"values": np.zeros((3, C))}, "wrong type of values; got 'float64'"),
+    "half values": ({"values": np.zeros((3, C), np.float16)}, "wrong type of values"),
+    "NaN": ({"values": f32([0, 0, 0, np.nan])[[0, 0, 0]]}, "values has values that are not finite"),
+    "infinity": ({"values": f32([0, 0, 0, np.inf])[[0, 0, 0]]}, "not finite"),
+    "no values": ({"values": None}, "wrong arrays; got ['ids']; allowed: ids, values"),
+    "an extra array": ({"more": i32(1)}, "wrong arrays; got ['ids', 'more', 'values']"),
+}
+SENDER = {
+    "another client": ({"client": CLIENT + 1}, "nother client"),
+    "another round": ({"round": ROUND + 1}, "another"),
+    "no round": ({"round": None}, "header round is not a whole number"),
+    "a round that is text": ({"round": str(ROUND)}, "header round is not a whole number"),
+    "a round that is a float": ({"round": float(ROUND)}, "header round is not a whole number"),
+    "a round that is true": ({"round": True}, "header round is not a whole number"),
+}
+REFUSALS: list[tuple[str, str, dict[str, Any], str]] = [
+    *(("answer", name, arrays, words) for name, (arrays, words) in ROWS.items()),
+    *(("consensus", name, arrays, words) for name, (arrays, words) in ROWS.items()),
+    *(("answer", name, {"header": header}, words) for name, (header, words) in SENDER.items()),
+    *(("weights", name, {"header": header}, words) for name, (header, words) in SENDER.items()),
+    *(
+        ("consensus", name, {"header": header}, words)
+        for name, (header, words) in SENDER.items()
+        if "client" not in name
+    ),
+    (
+        "answer",
+        "a row that sums to less",
+        {"values": f32([1, 0, 0, 0], [0.5, 0, 0, 0.49], [1, 0, 0, 0])},
+        "a row is not a distribution",
+    ),
+    (
+        "answer",
+        "a row below zero",
+        {"values": f32([1, 0, 0, 0], [1.5, -0.5, 0, 0], [1, 0, 0, 0])},
+        "a row is not a distribution",
+    ),
+    ("answer", "logits", {"values": f32([2, -1, -3, 2])[[0, 0, 0]]}, "not a distribution"),
+    ("weights", "a weight too few", {"weights": f32(*range(SIZE - 1))}, "expected 5 weights"),
+    ("weights", "a matrix", {"weights": f32([0] * SIZE)}, "expected 5 weights"),
+    ("weights", "NaN", {"weights": f32(*[np.nan] * SIZE)}, "weights has values that are not"),
+    ("weights", "doubles", {"weights": np.zeros(SIZE)}, "wrong type of weights"),
+    ("pool", "flat samples", {"x": np.zeros((2, 9), np.uint8)}, "pool is not [n, c, h, w]"),
+    ("pool", "a contributor too few", {"contributor": i32(1)}, "one contributor a sample"),
+    ("pool", "infinity", {"x": np.full((2, 1, 3, 3), np.inf, np.float32)}, "pool has values"),
+    ("pool", "signed pixels", {"x": np.zeros((2, 1, 3, 3), np.int8)}, "wrong type of x"),
+    ("hello", "flat samples", {"contribution": f32([0, 1])}, "contribution is not [m, c, h, w]"),
+    ("hello", "a label too few", {"labels": np.array([0])}, "one label a sample"),
+    ("hello", "a label too high", {"labels": np.array([0, C])}, "a label is out of range"),
+    ("hello", "a label below zero", {"labels": np.array([0, -1])}, "a label is out of range"),
+    ("hello", "a count too few", {"class_counts": np.arange(C - 1)}, "one count a class"),
+    ("hello", "a count below zero", {"class_counts": -np.arange(C)}, "a class count is negative"),
+    (
+        "hello",
+        "NaN",
+        {"contribution": np.full((2, 1, 3, 3), np.nan, np.float32)},
+        "contribution has values that are not finite",
+    ),
+    ("hello", "the server's id", {"header": {"client": -1}}, "client or n_private is negative"),
+    ("hello", "fewer than no samples", {"header": {"n_private": -1}}, "n_private is negative"),
+    ("hello", "an id of 33 bits", {"header": {"client": 2**31}}, "not a whole number in range"),
+    ("hello", "an id of 100 digits", {"header": {"client": 10**99}}, "not a whole number in"),
+    (
+        "hello",
+        "no classes",
+        {
+            "header": {"n_classes": 0},
+            "contribution": np.zeros((0, 1, 3, 3), np.uint8),
+            "labels": np.array([], np.int64),
+            "class_counts": np.array([], np.int64),
+        },
+        "there are no classes",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [pytest.param(kind, *rest, id=f"{kind}: {name}") for kind, name, *rest in REFUSALS],
+)
+def test_a_broken_contract_is_refused(kind: str, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(PayloadError) as error:
+        DECODE[kind](forged(kind, **changes))
+    assert words in str(error.value)
+
+
+def test_logits_need_not_be_distributions() -> None:
+    data = forged("answer", values=f32([2, -1, -3, 2])[[0, 0, 0]])
+    assert decode_answer(data, simplex=False).values[0].tolist() == [2, -1, -3, 2]
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema": payload.SCHEMA + 1}, "wrong schema"),
+        ({"schema": None}, "wrong schema"),
+        ({"kind": None}, "wrong kind of message"),
+        ({"kind": ["x"]}, "wrong kind of message; got ['x']; allowed: "),
+    ],
+)
+def test_another_schema_or_kind_is_refused(kind: str, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(PayloadError) as error:
+        DECODE[kind](forged(kind, change))
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@pytest.mark.parametrize("other", GOOD)
+def test_a_message_of_another_kind_is_refused(kind: str, other: str) -> None:
+    if kind != other:
+        with pytest.raises(PayloadError, match=f"wrong kind .*got '{other}'; allowed: {kind}"):
+            DECODE[kind](forged(other))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"7",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"schema": ' + b"9" * 5000 + b"}",
+    ],
+)
+def test_a_header_that_is_no_table_is_refused(header: bytes) -> None:
+    message = raw({**GOOD["weights"][1], "header": np.frombuffer(header, np.uint8)})
+    with pytest.raises(PayloadError):
+        decode_weights(message)
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_every_cut_is_refused(kind: str) -> None:
+    data = forged(kind)
+    for length in range(len(data)):
+        with pytest.raises(PayloadError, match="not a payload"):
+            DECODE[kind](data[:length])
+    with pytest.raises(PayloadError, match="not a payload"):
+        DECODE[kind](np.append(data, np.uint8(0)))
+
+
+# --- fuzz ---
+
+
+def holds(kind: str, got: Any) -> bool:
+    """Whether a decoded message keeps the contract, written without the code under test."""
+    match kind, got:
+        case "weights", weights:
+            return weights.shape == (SIZE,) and bool(np.isfinite(weights).all())
+        case "pool", Pool(x, contributor):
+            return x.ndim == 4 and contributor.shape == (len(x),) and bool(np.isfinite(x).all())
+        case "hello", Hello(client, n_private, n_classes, x, labels, counts):
+            return (
+                min(client, n_private) >= 0
+                and x.ndim == 4
+                and bool(np.isfinite(x).all())
+                and labels.shape == (len(x),)
+                and set(labels.tolist()) <= set(range(n_classes))
+                and counts.shape == (n_classes,)
+                and bool((counts >= 0).all())
+            )
+        case _:
+            ids = got.ids.tolist()
+            return (
+                ids == sorted(set(ids))
+                and set(ids) <= set(range(N))
+                and got.values.shape == (len(ids), C)
+                and got.values.dtype == np.float32
+                and bool(np.isfinite(got.values).all())
+                and (
+                    kind == "consensus"
+                    or bool(
+                        (np.abs(got.values.sum(1) - 1) < 2e-3).all() and (got.values >= 0).all()
+                    )
+                )
+            )
+
+
+def survives(data: Bytes) -> None:
+    """Every decoder refuses, or gives what keeps the contract; nothing else may happen."""
+    for kind, decode in DECODE.items():
+        try:
+            got = decode(data)
+        except PayloadError:
+            continue
+        assert holds(kind, got)
+
+
+Edit = tuple[str, float, bytes]
+EDITS = st.lists(
+    st.tuples(
+        st.sampled_from(["flip", "cut", "insert"]),
+        st.floats(0, 1, exclude_max=True),
+        st.binary(min_size=1, max_size=4),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def edited(data: bytes, edits: list[Edit]) -> bytes:
+    for what, where, new in edits:
+        start = int(where * len(data))
+        end = start if what == "insert" else start + len(new)
+        data = data[:start] + (b"" if what == "cut" else new) + data[end:]
+    return data
+
+
+@given(st.sampled_from(sorted(GOOD)), EDITS)
+@settings(deadline=None, max_examples=1500)
+def test_edited_messages_are_refused_or_keep_the_contract(kind: str, edits: list[Edit]) -> None:
+    survives(np.frombuffer(edited(forged(kind).tobytes(), edits), np.uint8))
+
+
+@given(st.sampled_from(sorted(GOOD)), st.data())
+@settings(deadline=None, max_examples=1500)
+def test_edited_values_are_refused_or_keep_the_contract(kind: str, data: st.DataObject) -> None:
+    """As above, past safetensors' own checks: only the numbers of the arrays change."""
+    message = forged(kind).copy()
+    start = 8 + int.from_bytes(message[:8].tobytes(), "little")
+    for _ in range(data.draw(st.integers(1, 3))):
+        message[data.draw(st.integers(start, len(message) - 1))] = data.draw(st.integers(0, 255))
+    survives(message)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+ANY_ARRAY = hnp.arrays(
+    st.sampled_from([np.uint8, np.int32, np.int64, np.float16, np.float32, np.float64, np.bool_]),
+    hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=4),
+)
+
+
+@given(st.sampled_from(sorted(GOOD)), st.data())
+@settings(deadline=None, max_examples=800)
+def test_forged_parts_are_refused_or_keep_the_contract(kind: str, data: st.DataObject) -> None:
+    note, parts = GOOD[kind]
+    header = data.draw(st.dictionaries(st.sampled_from(["schema", "kind", *note]), JSON))
+    arrays = data.draw(st.dictionaries(st.sampled_from([*parts, "more"]), ANY_ARRAY, max_size=2))
+    assume(header or arrays)
+    survives(forged(kind, header, **arrays))
+
+
+@given(st.binary(max_size=200))
+@QUICK
+def test_noise_is_refused(data: bytes) -> None:
+    for decode in DECODE.values():
+        with pytest.raises(PayloadError, match="not a payload"):
+            decode(np.frombuffer(data, np.uint8))
