@@ -241,9 +241,15 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Scenario:
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise FedkdError(f"cannot read the scenario {path}: {error}") from None
-    for override in overrides:
+    for override in sorted(overrides, key=_names_first):
         _apply(table, override)
     return parse(table, where=str(path))
+
+
+def _names_first(override: str) -> tuple[bool, int]:
+    """A new name drops its old row's settings, so it must not come after settings of its own."""
+    key = override.partition("=")[0].strip()
+    return (key.rpartition(".")[2] != "name", key.count("."))
 
 
 def _apply(table: dict[str, Any], override: str) -> None:

@@ -12,15 +12,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from scenarios import quiet  # noqa: F401  # before anything that imports flwr
 
 from clients.app import app as folder_client_app  # isort: skip
 from clients.app import make_app as make_client_app
 from clients.store import MemoryStore
-from fedkd import config
+from fedkd import config, device
 from fedkd.config import Scenario
-from fedkd.data.federation import build
+from fedkd.data.federation import Federation, build
 from fedkd.errors import FedkdError
+from fedkd.models import zoo
 from scenarios.grids import flower, inline
 from scenarios.results import Cell, Result
 from server.app import make_app as make_server_app
@@ -52,6 +55,8 @@ def simulate(
     if training:
         table = scenario.model_dump()
         scenario = config.parse({**table, "training": {**table["training"], **training}})
+    for plan in plans(scenario):
+        plan.check()
     run_folder = Path(folder) if folder is not None else None
     if run_folder is None:
         cells = [_run_cell(plan, None, listener) for plan in plans(scenario)]
@@ -105,6 +110,20 @@ class Plan:
         """Where the cell keeps what it makes."""
         return run_folder / self.row / f"seed-{self.seed}"
 
+    def world(self) -> Federation:
+        """Who holds which samples."""
+        what = self.scenario
+        proxy = what.proxy if what.uses_pool else None
+        return build(what.data, what.partition, proxy, what.validation, self.seed)
+
+    def check(self) -> None:
+        """Raises: FedkdError if data, partition, models or device do not go together."""
+        device.resolve(self.scenario.device)
+        train = self.world().train
+        channels, height, width = train.x.shape[1:]
+        for name in self.scenario.model.names:
+            zoo.build(name, (channels, height, width), train.n_classes, torch.Generator())
+
     def read(self, run_folder: Path) -> Cell:
         """The cell as its event log tells it so far."""
         events = list(read(self.folder(run_folder) / "events.jsonl"))
@@ -136,18 +155,16 @@ def _run_cell(plan: Plan, run_folder: Path | None, listener: Listener | None) ->
 
 
 def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> None:
-    scenario = plan.scenario
-    proxy = scenario.proxy if scenario.uses_pool else None
-    world = build(scenario.data, scenario.partition, proxy, scenario.validation, plan.seed)
+    scenario, n_clients = plan.scenario, plan.world().n_clients
     if scenario.grid.name == "inline":
         store = MemoryStore()
         client_app = folder_client_app if folder else make_client_app(lambda config: store)
         server_app = make_server_app(scenario, plan.seed, folder, tell)
-        inline.run(server_app, client_app, world.n_clients)
+        inline.run(server_app, client_app, n_clients)
         return
     with tempfile.TemporaryDirectory() as scratch:
         server_app = make_server_app(scenario, plan.seed, folder or Path(scratch), tell)
-        flower.run(server_app, folder_client_app, world.n_clients, scenario.grid)
+        flower.run(server_app, folder_client_app, n_clients, scenario.grid)
 
 
 def _keep_scenario(folder: Path, scenario: Scenario) -> None:

@@ -33,7 +33,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     part = folder / f"part-{os.getpid()}"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
     save_file(arrays, part / "arrays.safetensors")
     (part / "note.json").write_text(json.dumps(checkpoint.note), encoding="utf-8")
     for path in part.iterdir():

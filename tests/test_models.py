@@ -90,6 +90,20 @@ def test_gradients_reach_every_weight(name: str) -> None:
         assert weight.grad.abs().max() > 0, key
 
 
+@EVERY
+def test_units_that_are_off_for_every_sample_still_learn(name: str) -> None:
+    """A one-class client can push all of them below zero; a plain ReLU would never come back."""
+    net = model(name, (3, 32, 32))
+    with torch.no_grad():
+        for key, weight in net.named_parameters():
+            if key.endswith("bias"):
+                weight.fill_(-100)
+    net(batch(20, (3, 32, 32))).square().sum().backward()
+    for key, weight in net.named_parameters():
+        assert weight.grad is not None, key
+        assert weight.grad.abs().max() > 0, key
+
+
 @pytest.mark.parametrize("name", ["cnn", "small-cnn"])
 @pytest.mark.parametrize("shape", [(1, 3, 28), (1, 28, 3), (1, 1, 64)])
 def test_an_image_too_small_for_two_pools_is_refused(name: str, shape: Shape) -> None:

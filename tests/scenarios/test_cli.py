@@ -16,6 +16,7 @@ import pytest
 from runs import facts, small
 
 from fedkd import config
+from scenarios import cli
 from scenarios.simulate import resume, simulate
 
 HOME = Path(__file__).parents[2]
@@ -54,7 +55,10 @@ def idx_folder(folder: Path, labels: list[int], cut: int = 0) -> Path:
     return folder
 
 
-def test_every_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_every_mistake_is_one_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(HOME)
     truncated = idx_folder(tmp_path / "cut", [0, 1] * 30, cut=7)
     npz = tmp_path / "negative.npz"
     np.savez(npz, x=np.zeros((40, 4, 4), dtype=np.uint8), y=np.arange(40) - 3)
@@ -76,10 +80,14 @@ def test_every_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     ]
     for sets, words in mistakes:
         flags = [part for text in sets for part in ("--set", text)]
-        done = fedkd("run", DIGITS, *flags, "--out", tmp_path / "never")
-        lines = done.stderr.strip().splitlines()
-        assert done.returncode == 2, (sets, done.stderr)
-        assert len(lines) == 1, (sets, done.stderr)
+        folder = tmp_path / "never"
+        monkeypatch.setattr("sys.argv", ["fedkd", "run", DIGITS, *flags, "--out", str(folder)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert left.value.code == 2, (sets, lines)
+        assert len(lines) == 1, (sets, lines)
+        assert not folder.exists(), sets
         assert lines[0].startswith("fedkd: ")
         assert all(word in lines[0] for word in words), (sets, lines[0])
     missing = fedkd("run", "no-such.toml")
