@@ -24,8 +24,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from clients import steps
 from clients.store import ClientStore, FolderStore
 from fedkd import device, payload
-from fedkd.config import Scenario, from_json
-from fedkd.data.federation import Federation, build
+from fedkd.config import from_json
 from fedkd.errors import FedkdError
 from fedkd.models.zoo import Classifier
 from privacy.ledger import Release, What
@@ -131,15 +130,10 @@ def _open(message: Message, context: Context, store_of: Stores) -> tuple[steps.C
         seed=seed,
         id=int(context.node_config["partition-id"]),
         round=int(str(config["round"])),
-        world=_world(scenario, seed),
+        world=scenario.world(seed),
         device=device.resolve(scenario.device),
     )
     return client, store_of(config)
-
-
-def _world(scenario: Scenario, seed: int) -> Federation:
-    proxy = scenario.proxy if scenario.uses_pool else None
-    return build(scenario.data, scenario.partition, proxy, scenario.validation, seed)
 
 
 def _config(message: Message) -> ConfigRecord:

@@ -16,6 +16,7 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from fedkd.config_errors import explain
+from fedkd.data.federation import Federation, build
 from fedkd.data.partition import Iid, Natural, Partition, Strong
 from fedkd.data.proxy import Contributed, Proxy
 from fedkd.data.sources import Digits, Source
@@ -179,6 +180,11 @@ class Scenario(Section):
     def uses_pool(self) -> bool:
         """Whether a proxy set is needed; where it is not, clients keep all their data."""
         return self.method.exchange in ("soft-labels", "proxy-labels")
+
+    def world(self, seed: int) -> Federation:
+        """Who holds which samples; built once a process. Raises: FedkdError for impossible data."""
+        proxy = self.proxy if self.uses_pool else None
+        return build(self.data, self.partition, proxy, self.validation, seed)
 
     def row(self, reference: str) -> Scenario:
         """This scenario as one of the `REFERENCES`."""

@@ -21,7 +21,6 @@ from clients.app import make_app as make_client_app
 from clients.store import MemoryStore
 from fedkd import config, device
 from fedkd.config import Scenario
-from fedkd.data.federation import Federation, build
 from fedkd.errors import FedkdError
 from fedkd.models import zoo
 from scenarios.grids import flower, inline
@@ -110,16 +109,10 @@ class Plan:
         """Where the cell keeps what it makes."""
         return run_folder / self.row / f"seed-{self.seed}"
 
-    def world(self) -> Federation:
-        """Who holds which samples."""
-        what = self.scenario
-        proxy = what.proxy if what.uses_pool else None
-        return build(what.data, what.partition, proxy, what.validation, self.seed)
-
     def check(self) -> None:
         """Raises: FedkdError if data, partition, models or device do not go together."""
         device.resolve(self.scenario.device)
-        train = self.world().train
+        train = self.scenario.world(self.seed).train
         channels, height, width = train.x.shape[1:]
         for name in self.scenario.model.names:
             zoo.build(name, (channels, height, width), train.n_classes, torch.Generator())
@@ -155,7 +148,7 @@ def _run_cell(plan: Plan, run_folder: Path | None, listener: Listener | None) ->
 
 
 def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> None:
-    scenario, n_clients = plan.scenario, plan.world().n_clients
+    scenario, n_clients = plan.scenario, plan.scenario.world(plan.seed).n_clients
     if scenario.grid.name == "inline":
         store = MemoryStore()
         client_app = folder_client_app if folder else make_client_app(lambda config: store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,12 @@ from numpy.typing import NDArray
 
 from fedkd import payload
 from fedkd.config import Scenario
-from fedkd.data.federation import build
 from fedkd.errors import FedkdError
-from server.calls import ask
+from server.calls import POLL_S, ask
 from server.events import EventLog
 
 HELLO_TIMEOUT_S = 600.0
+GATHER_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ def set_up(grid: Grid, job: Job, log: EventLog) -> Roster:
 
 def _greet(grid: Grid, job: Job) -> tuple[list[payload.Hello], dict[int, int]]:
     """The hellos in partition order, and the node of each client."""
-    by_node = {node: node for node in grid.get_node_ids()}
+    by_node = {node: node for node in _gather(grid, job.scenario.world(job.seed).n_clients)}
     hellos: dict[int, payload.Hello] = {}
     nodes: dict[int, int] = {}
     for reply in ask(grid, by_node, job.content(0), "query.hello", HELLO_TIMEOUT_S):
@@ -120,10 +121,24 @@ def _greet(grid: Grid, job: Job) -> tuple[list[payload.Hello], dict[int, int]]:
     return [hellos[client] for client in sorted(hellos)], dict(sorted(nodes.items()))
 
 
+def _gather(grid: Grid, n_clients: int) -> list[int]:
+    """The node ids, once all are there. Raises: FedkdError if it is not one node a client."""
+    deadline = time.monotonic() + GATHER_TIMEOUT_S
+    while len(nodes := sorted(grid.get_node_ids())) < n_clients and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    if len(nodes) != n_clients:
+        raise FedkdError(
+            "the scenario and the grid do not have the same number of clients",
+            value=f"{n_clients} clients, {len(nodes)} nodes",
+            fix="set partition.clients, or start one node a client "
+            f'(flwr run: --federation-config "num-supernodes={n_clients}")',
+        )
+    return nodes
+
+
 def _pool(job: Job, hellos: list[payload.Hello]) -> tuple[payload.Pool, NDArray[np.int64] | None]:
     """The proxy set and its labels: what the clients gave, or the scenario's public samples."""
-    scenario = job.scenario
-    world = build(scenario.data, scenario.partition, scenario.proxy, scenario.validation, job.seed)
+    world = job.scenario.world(job.seed)
     if world.public_x is not None:
         contributor = np.full(len(world.public_x), -1, dtype=np.int32)
         labels = None if world.public_y is None else world.public_y.numpy()

@@ -1,10 +1,11 @@
 """Stage 2, gate: which proxy samples does this client answer?
 
-A gate turns scores (higher is stranger) into one threshold, from what the client has alone: the
-scores of private samples that the score was not fitted on, and the scores of the pool. No label
-of the proxy set is seen. `accept` then answers whatever is at most as strange as the threshold, and
-whatever the client contributed itself, which is EdgeFD's first stage as we read it (its text was
-not available; see docs/methods.md).
+A gate turns scores (higher is stranger) into one threshold, from what the client has alone:
+`heldout`, scores [m] of private samples that the score was not fitted on; `own`, of the samples
+that it contributed to the pool; `others`, of the rest of the pool. No label of the proxy set is
+seen. `accept` then answers whatever is at most as strange as the threshold, and whatever the
+client contributed itself, which is EdgeFD's first stage as we read it (its text was not
+available; see docs/methods.md).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Open(Section):
 
     name: Literal["open"] = "open"
 
-    def threshold(self, heldout: Tensor, pool: Tensor) -> float:
+    def threshold(self, heldout: Tensor, own: Tensor, others: Tensor) -> float:
         """Infinity."""
         return math.inf
 
@@ -37,7 +38,7 @@ class Own(Section):
 
     name: Literal["own"] = "own"
 
-    def threshold(self, heldout: Tensor, pool: Tensor) -> float:
+    def threshold(self, heldout: Tensor, own: Tensor, others: Tensor) -> float:
         """Minus infinity."""
         return -math.inf
 
@@ -48,7 +49,7 @@ class Constant(Section):
     name: Literal["constant"] = "constant"
     value: float
 
-    def threshold(self, heldout: Tensor, pool: Tensor) -> float:
+    def threshold(self, heldout: Tensor, own: Tensor, others: Tensor) -> float:
         """The value."""
         return self.value
 
@@ -59,24 +60,30 @@ class Quantile(Section):
     name: Literal["quantile"] = "quantile"
     q: float = Field(0.1, ge=0, le=1)
 
-    def threshold(self, heldout: Tensor, pool: Tensor) -> float:
-        """The q-quantile of `heldout` [m]; linear interpolation between order statistics."""
-        return float(torch.quantile(heldout, self.q))
+    def threshold(self, heldout: Tensor, own: Tensor, others: Tensor) -> float:
+        """The q-quantile of `heldout` and `own` together, with linear interpolation."""
+        return float(torch.quantile(torch.cat([heldout, own]), self.q))
 
 
 class Share(Section):
-    """Open the quantile as far as the pool looks like the client's own data."""
+    """Open the quantile as far as the others' samples look like the client's own."""
 
     name: Literal["share"] = "share"
-    power: float = Field(2.0, gt=0)
+    power: float = Field(4.0, gt=0)
+    floor: float = Field(0.5, ge=0, le=1)
+    """The least quantile where the client contributed nothing, so nobody is sure to answer."""
 
-    def threshold(self, heldout: Tensor, pool: Tensor) -> float:
-        """The quantile of `heldout` [m] at `share(heldout, pool) ** power`.
+    def threshold(self, heldout: Tensor, own: Tensor, others: Tensor) -> float:
+        """The quantile of the client's own scores at `share ** power`, or at `floor` if higher.
 
-        Ours. A client whose samples make up the whole pool (IID) opens fully; one whose class the
-        others do not have stays nearly shut.
+        Ours, and chosen on validation data (docs/methods.md). A client whose samples make up the
+        whole pool (IID) opens fully. One whose classes the others do not have stays nearly shut if
+        the pool is contributed, since each sample's contributor answers it anyway; of a public
+        pool it answers the half that it finds most familiar.
         """
-        return float(torch.quantile(heldout, share(heldout, pool) ** self.power))
+        mine = torch.cat([heldout, own])
+        q = share(mine, others) ** self.power
+        return float(torch.quantile(mine, q if len(own) else max(q, self.floor)))
 
 
 def share(heldout: Tensor, pool: Tensor) -> float:
@@ -115,7 +122,7 @@ def accept(gate: Gate, heldout: Tensor, pool: Tensor, own: Tensor) -> tuple[Tens
     Args: heldout: scores [m] of held-out private samples; pool: scores [n] of all proxy samples;
         own: bool [n], true where the client contributed the sample.
     """
-    threshold = gate.threshold(torch.cat([heldout, pool[own]]), pool[~own])
+    threshold = gate.threshold(heldout, pool[own], pool[~own])
     return own | (pool <= threshold), threshold
 
 

@@ -34,6 +34,7 @@ from fedkd.models.zoo import build
 from fedkd.payload import Pool
 from fedkd.rng import torch_stream
 
+NONE = torch.empty(0)
 QUICK = settings(deadline=None, max_examples=100)
 SCORE = st.floats(-100, 100, width=32)
 SCORES = st.lists(SCORE, min_size=1, max_size=40).map(torch.tensor)
@@ -59,7 +60,7 @@ def test_the_cases_below_are_all_gates() -> None:
 @given(SCORES, st.floats(0, 1), SCORES)
 @QUICK
 def test_a_quantile_is_numpy_s(heldout: Tensor, q: float, pool: Tensor) -> None:
-    got = Quantile(q=q).threshold(heldout, pool)
+    got = Quantile(q=q).threshold(heldout, NONE, pool)
     scale = float(heldout.abs().max())
     assert got == pytest.approx(np.quantile(heldout.numpy(), q), rel=1e-5, abs=1e-5 * scale)
 
@@ -69,9 +70,9 @@ def test_a_quantile_is_numpy_s(heldout: Tensor, q: float, pool: Tensor) -> None:
 def test_open_own_and_constant_look_at_no_scores(
     heldout: Tensor, pool: Tensor, value: float
 ) -> None:
-    assert Open().threshold(heldout, pool) == math.inf
-    assert Own().threshold(heldout, pool) == -math.inf
-    assert Constant(value=value).threshold(heldout, pool) == value
+    assert Open().threshold(heldout, NONE, pool) == math.inf
+    assert Own().threshold(heldout, NONE, pool) == -math.inf
+    assert Constant(value=value).threshold(heldout, NONE, pool) == value
 
 
 @given(SCORES, SCORES, st.floats(0.1, 10))
@@ -79,8 +80,13 @@ def test_open_own_and_constant_look_at_no_scores(
 def test_the_share_gate_is_the_quantile_at_a_power_of_the_share(
     heldout: Tensor, pool: Tensor, power: float
 ) -> None:
-    got = Share(power=power).threshold(heldout, pool)
-    assert got == Quantile(q=share(heldout, pool) ** power).threshold(heldout, pool)
+    """With a floor where the client contributed nothing, and none where it did."""
+    gate = Share(power=power, floor=0.4)
+    q = share(heldout, pool) ** power
+    got = gate.threshold(heldout, NONE, pool)
+    assert got == Quantile(q=max(q, 0.4)).threshold(heldout, NONE, pool)
+    got = gate.threshold(heldout[:-1], heldout[-1:], pool)
+    assert got == Quantile(q=q).threshold(heldout, NONE, pool)
 
 
 # --- accept ---
@@ -114,7 +120,7 @@ def test_own_samples_in_the_pool_are_held_out_too() -> None:
     assert mask.all()
     # The share compares with what others gave: 3 and 0 against 1, 2 and 9.
     _, threshold = accept(Share(power=1), heldout, pool, own)
-    assert threshold == Share(power=1).threshold(torch.tensor([1.0, 2.0, 9.0]), pool[1:])
+    assert threshold == Share(power=1).threshold(heldout, pool[:1], pool[1:])
 
 
 @pytest.mark.parametrize(
