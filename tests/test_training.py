@@ -138,7 +138,8 @@ def rng() -> np.random.Generator:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "steps"), [(0.001, 1), (0.2, 1), (0.4, 2), (1, 5), (1.6, 8), (2, 10), (7, 35)]
+    ("epochs", "steps"),
+    [(0.001, 1), (0.2, 1), (0.4, 2), (0.58, 3), (1, 5), (1.6, 8), (2, 10), (7, 35)],
 )
 def test_a_share_of_a_pass_is_that_share_of_its_batches(epochs: float, steps: int) -> None:
     assert len(positions(50, epochs, batch_size=10)) == steps

@@ -118,9 +118,14 @@ def test_own_samples_in_the_pool_are_held_out_too() -> None:
     mask, threshold = accept(Quantile(q=1), heldout, pool, own)
     assert threshold == 9
     assert mask.all()
-    # The share compares with what others gave: 3 and 0 against 1, 2 and 9.
-    _, threshold = accept(Share(power=1), heldout, pool, own)
-    assert threshold == Share(power=1).threshold(heldout, pool[:1], pool[1:])
+
+
+def test_own_samples_in_the_pool_do_not_count_as_the_others() -> None:
+    """Half of the pool is one's own, yet nothing that the others gave is familiar."""
+    heldout, given, others = normal(0, 200), normal(1, 300), normal(2, 300, mean=50)
+    own = torch.arange(600) < 300
+    _, threshold = accept(Share(), heldout, torch.cat([given, others]), own)
+    assert threshold == torch.cat([heldout, given]).min()
 
 
 @pytest.mark.parametrize(
