@@ -127,7 +127,9 @@ class Privacy(Section):
 class Grid(Section):
     """What carries the messages."""
 
-    name: Literal["inline", "flower"] = "inline"
+    name: Literal["inline", "workers", "flower"] = "inline"
+    workers: int = Field(0, ge=0)
+    """`workers` only: processes; 0 is one a core."""
     client_cpus: int = Field(1, ge=1)
     """`flower` only: logical CPUs a client."""
     client_gpus: float = Field(0.0, ge=0)
@@ -135,7 +137,7 @@ class Grid(Section):
 
 
 class Scenario(Section):
-    """Everything that decides a run's result, and nothing else does."""
+    """Everything that decides a run's result, and the grid that carries it out."""
 
     name: str = Field("scenario", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
@@ -185,6 +187,10 @@ class Scenario(Section):
         """Who holds which samples; built once a process. Raises: FedkdError for impossible data."""
         proxy = self.proxy if self.uses_pool else None
         return build(self.data, self.partition, proxy, self.validation, seed)
+
+    def on(self, grid: Grid) -> Scenario:
+        """This scenario on another grid; the result is the same."""
+        return self.model_copy(update={"grid": grid})
 
     def row(self, reference: str) -> Scenario:
         """This scenario as one of the `REFERENCES`."""
@@ -247,15 +253,15 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Scenario:
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise FedkdError(f"cannot read the scenario {path}: {error}") from None
-    for override in sorted(overrides, key=_names_first):
+    for override in sorted(overrides, key=_outside_in):
         _apply(table, override)
     return parse(table, where=str(path))
 
 
-def _names_first(override: str) -> tuple[bool, int]:
-    """A new name drops its old row's settings, so it must not come after settings of its own."""
+def _outside_in(override: str) -> tuple[int, bool]:
+    """A section or a new name drops what was in it, so neither may come after settings in it."""
     key = override.partition("=")[0].strip()
-    return (key.rpartition(".")[2] != "name", key.count("."))
+    return (key.count("."), key.rpartition(".")[2] != "name")
 
 
 def _apply(table: dict[str, Any], override: str) -> None:

@@ -25,6 +25,10 @@ app = typer.Typer(
 )
 console = Console()
 
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Share the clients among N processes; 0 is one a core."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as runs/NAME-TIME.")]
 
@@ -39,18 +43,19 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/NAME-TIME unless given.")
     ] = None,
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a scenario with its reference rows; report and plots go to the run folder."""
     what = config.load(scenario, overrides or ())
     folder = out or simulate.new_folder(what, Path("runs"))
-    _carry_out(what, folder, as_json)
+    _carry_out(what, folder, workers, as_json)
 
 
 @app.command()
-def resume(folder: RunFolder, as_json: AsJson = False) -> None:
+def resume(folder: RunFolder, workers: Workers = None, as_json: AsJson = False) -> None:
     """Go on with a run that was stopped, from its last checkpoints."""
-    _carry_out(simulate.scenario_of(folder), folder, as_json)
+    _carry_out(simulate.scenario_of(folder), folder, workers, as_json)
 
 
 @app.command()
@@ -92,7 +97,9 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def _carry_out(scenario: config.Scenario, folder: Path, as_json: bool) -> None:
+def _carry_out(scenario: config.Scenario, folder: Path, workers: int | None, as_json: bool) -> None:
+    if workers is not None:
+        scenario = scenario.on(config.Grid(name="workers", workers=workers))
     listener = None if as_json else Progress(console, scenario)
     try:
         result = simulate.simulate(scenario, folder=folder, listener=listener)

@@ -20,10 +20,10 @@ from clients.app import app as folder_client_app  # isort: skip
 from clients.app import make_app as make_client_app
 from clients.store import MemoryStore
 from fedkd import config, device
-from fedkd.config import Scenario
+from fedkd.config import Grid, Scenario
 from fedkd.errors import FedkdError
 from fedkd.models import zoo
-from scenarios.grids import flower, inline
+from scenarios.grids import flower, inline, workers
 from scenarios.results import Cell, Result
 from server.app import make_app as make_server_app
 from server.events import Event, read
@@ -66,10 +66,13 @@ def simulate(
     return Result(scenario=scenario, folder=run_folder, cells=tuple(cells))
 
 
-def resume(folder: str | Path, listener: Listener | None = None) -> Result:
-    """Go on with a run folder: cells that are done are read, the others go on."""
+def resume(
+    folder: str | Path, *, grid: Grid | None = None, listener: Listener | None = None
+) -> Result:
+    """Go on with a run folder: cells that are done are read, the others go on, on any grid."""
     folder = Path(folder)
-    return simulate(scenario_of(folder), folder=folder, listener=listener)
+    scenario = scenario_of(folder)
+    return simulate(scenario.on(grid or scenario.grid), folder=folder, listener=listener)
 
 
 def scenario_of(folder: Path) -> Scenario:
@@ -149,7 +152,8 @@ def _run_cell(plan: Plan, run_folder: Path | None, listener: Listener | None) ->
 
 def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> None:
     scenario, n_clients = plan.scenario, plan.scenario.world(plan.seed).n_clients
-    if scenario.grid.name == "inline":
+    settings = scenario.grid
+    if settings.name == "inline":
         store = MemoryStore()
         client_app = folder_client_app if folder else make_client_app(lambda config: store)
         server_app = make_server_app(scenario, plan.seed, folder, tell)
@@ -157,13 +161,17 @@ def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> No
         return
     with tempfile.TemporaryDirectory() as scratch:
         server_app = make_server_app(scenario, plan.seed, folder or Path(scratch), tell)
-        flower.run(server_app, folder_client_app, n_clients, scenario.grid)
+        if settings.name == "workers":
+            n_workers = settings.workers or len(os.sched_getaffinity(0))
+            workers.run(server_app, "clients.app:app", n_clients, n_workers, scenario.threads)
+        else:
+            flower.run(server_app, folder_client_app, n_clients, settings)
 
 
 def _keep_scenario(folder: Path, scenario: Scenario) -> None:
     path = folder / "scenario.toml"
     text = config.dump(scenario)
-    if path.exists() and config.load(path) != scenario:
+    if path.exists() and config.load(path).on(scenario.grid) != scenario:
         raise FedkdError(
             "the folder holds a run of another scenario",
             value=str(folder),

@@ -39,14 +39,14 @@ def ask(
     deadline = time.monotonic() + timeout_s
     for client in clients:
         while client not in arrived:
-            for message in grid.pull_messages(list(ids)):
+            pulled = list(grid.pull_messages(list(ids)))
+            for message in pulled:
                 sender = ids.pop(message.metadata.reply_to_message_id)
                 arrived[sender] = _reply(sender, message)
-            if client not in arrived:
-                if time.monotonic() > deadline:
-                    arrived[client] = Reply(client, None, f"silent for {timeout_s:g} s")
-                else:
-                    time.sleep(POLL_S)
+            if client not in arrived and time.monotonic() > deadline:
+                arrived[client] = Reply(client, None, f"silent for {timeout_s:g} s")
+            elif not pulled:
+                time.sleep(POLL_S)
         yield arrived.pop(client)
 
 

@@ -7,7 +7,7 @@ import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from fedkd import config, device
 from fedkd.config import REFERENCES, STAGES, MethodConfig, Scenario, dump, from_json, load, parse
-from fedkd.data.partition import PARTITIONS, Iid
+from fedkd.data.partition import PARTITIONS, Dirichlet, Iid
 from fedkd.data.proxy import PROXIES
 from fedkd.data.sources import SOURCES
 from fedkd.errors import FedkdError
@@ -128,6 +128,7 @@ def test_a_pool_is_needed_where_something_is_learnt_from_it() -> None:
 
 # --- round trips ---
 
+GRIDS = get_args(config.Grid.model_fields["name"].annotation)
 POSITIVE = st.floats(min_value=1e-300, max_value=1e300)
 SHARE = st.floats(0, 1, exclude_min=True, exclude_max=True)
 COUNT = st.integers(1, 10**6)
@@ -189,7 +190,7 @@ def tables(draw: st.DrawFn) -> Toml:
         ),
         "method": st.fixed_dictionaries(method),
         "training": training,
-        "grid": st.fixed_dictionaries({"name": st.sampled_from(["inline", "flower"])}),
+        "grid": st.fixed_dictionaries({"name": st.sampled_from(GRIDS)}),
         "references": st.lists(st.sampled_from(sorted(REFERENCES))),
     }
     return draw(st.fixed_dictionaries({}, optional=sections))
@@ -325,7 +326,7 @@ def test_unknown_models_and_references_are_answered_with_the_nearest() -> None:
         ("method.score", "kmeans", "dictionary"),
         ("partition", 3, "dictionary"),
         ("privacy.mechanism", "gaussian", "'none'"),
-        ("grid.name", "ray", "'inline' or 'flower'"),
+        ("grid.name", "ray", "'inline', "),
         ("model.names", [], "at least 1 item"),
         ("model.names", "mlp", "tuple"),
     ],
@@ -546,6 +547,35 @@ def test_another_name_drops_the_settings_of_the_old_row(
     tmp_path: Path, overrides: list[str], path: str, expected: Any
 ) -> None:
     assert at(load(written(tmp_path, OLD), overrides), path) == expected
+
+
+@given(
+    st.permutations(
+        [
+            "method={name='fedavg'}",
+            "method.name=edgefd",
+            "method.gate.name=quantile",
+            "method.gate.q=0.25",
+            "method.score={k=4}",
+            "method.score.per_class=true",
+            "partition.clients=3",
+            "partition.name=dirichlet",
+            "name=mine",
+        ]
+    )
+)
+@settings(deadline=None, max_examples=40)
+def test_overrides_of_different_keys_may_come_in_any_order(overrides: list[str]) -> None:
+    scenario = load(FILES[0], overrides)
+    assert scenario.name == "mine"
+    assert scenario.partition == Dirichlet(clients=3)
+    assert (scenario.method.name, scenario.method.gate) == ("edgefd", Quantile(q=0.25))
+    assert scenario.method.score == KMeans(k=4, per_class=True)
+
+
+def test_of_overrides_of_one_key_the_last_wins() -> None:
+    overrides = [f"training.rounds={rounds}" for rounds in (7, 5, 6)]
+    assert load(FILES[0], overrides).training.rounds == 6
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
+from safetensors.torch import save as save_torch
 
 from fedkd import payload
 from fedkd.errors import PayloadError
@@ -387,6 +389,20 @@ def test_a_header_that_is_no_table_is_refused(header: bytes) -> None:
     message = raw({**GOOD["weights"][1], "header": np.frombuffer(header, np.uint8)})
     with pytest.raises(PayloadError):
         decode_weights(message)
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_a_message_without_a_header_is_refused(kind: str) -> None:
+    with pytest.raises(PayloadError, match="not a payload: 'header'"):
+        DECODE[kind](raw(GOOD[kind][1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_types_that_numpy_does_not_know_are_refused(dtype: torch.dtype) -> None:
+    header = torch.tensor(list(b"{}"), dtype=torch.uint8)
+    data = save_torch({"weights": torch.zeros(SIZE, dtype=dtype), "header": header})
+    with pytest.raises(PayloadError, match="not a payload"):
+        decode_weights(np.frombuffer(data, np.uint8))
 
 
 @pytest.mark.parametrize("kind", GOOD)

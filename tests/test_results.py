@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fedkd import config
 from fedkd.config import Scenario
+from fedkd.errors import FedkdError
 from scenarios.catalogue import catalogue
 from scenarios.progress import Progress, table_of
 from scenarios.results import Cell, Result
@@ -287,7 +288,7 @@ def test_the_catalogue_holds_every_name_that_a_scenario_accepts() -> None:
         table: Any = {last: ["?"] if key in ("references", "model.names") else "?"}
         for section in reversed(sections):
             table = {section: table}
-        with pytest.raises(config.FedkdError) as error:
+        with pytest.raises(FedkdError) as error:
             config.parse(table)
         allowed = str(error.value).split("allowed: ")[1].split(";")[0]
         names = re.findall(r"'(.+?)'", allowed) or allowed.split(", ")

@@ -43,12 +43,15 @@ def carry_out(scenario: config.Scenario, folder: Path) -> Result:
         ),
     ],
 )
-def test_flower_equals_inline_to_the_bit(tmp_path: Path, changes: dict[str, object]) -> None:
+@pytest.mark.parametrize("grid", ["workers", "flower"])
+def test_every_grid_equals_inline_to_the_bit(
+    tmp_path: Path, grid: str, changes: dict[str, object]
+) -> None:
     inline = simulate(small(**changes), folder=tmp_path / "inline")
-    flower = carry_out(small(**changes, grid={"name": "flower"}), tmp_path / "flower")
-    assert facts(inline) == facts(flower)
+    other = carry_out(small(**changes, grid={"name": grid}), tmp_path / grid)
+    assert facts(inline) == facts(other)
     ours = consensus(tmp_path / "inline" / "edgefd" / "seed-1")
-    theirs = consensus(tmp_path / "flower" / "edgefd" / "seed-1")
+    theirs = consensus(tmp_path / grid / "edgefd" / "seed-1")
     assert len(ours["ids"]) > 0
     assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
 

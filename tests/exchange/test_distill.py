@@ -97,7 +97,7 @@ def test_the_minimum_is_at_the_teacher(
     release: str, temperature: float, teacher: tuple[float, ...]
 ) -> None:
     """HtFLlib's FD takes raw mean logits as class probabilities: -18, -36, -90, -360 here."""
-    row: Probabilities | Logits = RELEASES[release](temperature=temperature)  # type: ignore[assignment]
+    row: Probabilities | Logits = RELEASES[release](temperature=temperature)  # type: ignore[assignment,call-arg]
     loss = KL(temperature=temperature)
     logits = torch.tensor([teacher], dtype=torch.float64)
     target = row.target(row.release(logits))
@@ -122,7 +122,7 @@ def test_no_step_away_from_the_teacher_makes_it_smaller(
 
 @pytest.mark.parametrize("name", DISTILLS)
 def test_far_logits_give_finite_losses_and_gradients(name: str) -> None:
-    loss: KL = DISTILLS[name]()  # type: ignore[assignment]
+    loss: KL = DISTILLS[name]()  # type: ignore[assignment,call-arg]
     logits = torch.tensor([[1e4, -1e4, 0.0], [0.0, 0.0, 1e30]], requires_grad=True)
     got = loss.loss(logits, torch.eye(3)[[1, 2]])
     (slope,) = torch.autograd.grad(got.sum(), logits)

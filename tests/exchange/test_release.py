@@ -54,7 +54,7 @@ def test_logits_leave_as_they_are_and_are_softened_once_they_are_consensus(
 def test_every_release_passes_the_checks_of_the_wire(
     name: str, temperature: float, logits: NDArray[np.float32]
 ) -> None:
-    row: Probabilities | Logits = RELEASES[name](temperature=temperature)  # type: ignore[assignment]
+    row: Probabilities | Logits = RELEASES[name](temperature=temperature)  # type: ignore[assignment,call-arg]
     values = row.release(torch.from_numpy(logits)).numpy()
     n, c = values.shape
     answer = Answer(0, 1, np.arange(n, dtype=np.int32), values)
@@ -72,7 +72,7 @@ def test_every_release_passes_the_checks_of_the_wire(
 @pytest.mark.parametrize("name", RELEASES)
 @T
 def test_what_a_student_learns_is_a_distribution(name: str, temperature: float) -> None:
-    row: Probabilities | Logits = RELEASES[name](temperature=temperature)  # type: ignore[assignment]
+    row: Probabilities | Logits = RELEASES[name](temperature=temperature)  # type: ignore[assignment,call-arg]
     rule, draws = Mean(), torch.Generator().manual_seed(0)
     votes = rule.start(20, 5)
     for _ in range(3):

@@ -7,15 +7,15 @@ import math
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp.strategy import FedAvg
+from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedkd.exchange.combine import WeightAverage
 from fedkd.rng import stream
-from scenarios.grids.inline import FIRST_NODE_ID, InlineGrid
 
 Weights = NDArray[np.float32]
 SAMPLES = st.lists(st.integers(1, 10**6), min_size=1, max_size=8)
@@ -36,7 +36,7 @@ def average(clients: list[Weights], samples: list[int]) -> Weights:
 
 def flower_s(clients: list[Weights], samples: list[int]) -> Weights:
     """What Flower's FedAvg makes of real replies with the same content, in float64."""
-    InlineGrid(ClientApp(), len(clients))  # gives this process the identity that Messages need
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SUPERLINK_NODE_ID, 1
     replies = []
     for i, (weights, n_samples) in enumerate(zip(clients, samples, strict=True)):
         content = RecordDict(
@@ -45,7 +45,7 @@ def flower_s(clients: list[Weights], samples: list[int]) -> Weights:
                 "metrics": MetricRecord({"num-examples": n_samples}),
             }
         )
-        asked = Message(RecordDict(), FIRST_NODE_ID + i, "train")
+        asked = Message(RecordDict(), 1 + i, "train")
         asked.metadata.__dict__["_message_id"] = f"m{i}"
         replies.append(Message(content, reply_to=asked))
     arrays, _ = FedAvg().aggregate_train(1, replies)

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from scenarios.grids.inline import FIRST_NODE_ID, InlineGrid
+from scenarios.grids.inline import InlineGrid
+from scenarios.grids.nodes import FIRST_NODE_ID
 from server.calls import ask
 
 
