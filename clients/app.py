@@ -144,20 +144,16 @@ def _payload(message: Message) -> payload.Bytes:
     return message.content.array_records["payload"]["bytes"].numpy()
 
 
+_POOLS: dict[str, payload.Pool] = {}
+"""The pool of this process's run, decoded once and not once a client and message."""
+
+
 def _pool_of(message: Message, store: ClientStore) -> payload.Pool:
     digest = str(_config(message)["pool"])
-    data = store.load_pool(digest)
-    if data is None:
-        raise FedkdError("this client never received the proxy pool", value=digest[:16])
-    return _decoded(digest, data)
-
-
-_POOLS: dict[str, payload.Pool] = {}
-
-
-def _decoded(digest: str, data: bytes) -> payload.Pool:
-    """Decode each pool once a process, not once a client and message."""
     if digest not in _POOLS:
+        data = store.load_pool(digest)
+        if data is None:
+            raise FedkdError("this client never received the proxy pool", value=digest[:16])
         _POOLS.clear()
         _POOLS[digest] = payload.decode_pool(np.frombuffer(data, dtype=np.uint8))
     return _POOLS[digest]

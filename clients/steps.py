@@ -81,8 +81,9 @@ def learn_private(client: Client, model: Classifier) -> None:
     with client.timed("train"):
         loss = training.fit(
             model,
-            training.cross_entropy(y),
             x,
+            y,
+            training.cross_entropy,
             client.scenario.training.local,
             client.draws("train"),
         )
@@ -138,10 +139,9 @@ def learn_consensus(client: Client, model: Classifier, pool: Pool, consensus: Co
     with client.timed("distill"):
         loss = training.fit(
             model,
-            lambda logits, batch: method.distill.loss(
-                logits, target[torch.from_numpy(batch)]
-            ).mean(),
             x,
+            target,
+            method.distill.loss,
             client.scenario.training.distill,
             client.draws("distill"),
         )

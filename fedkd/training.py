@@ -18,49 +18,56 @@ from fedkd.models.zoo import Classifier
 EVALUATION_BATCH = 512
 
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From logits [b, classes] and targets [b, …] to one value a sample [b]."""
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss [b] in nats of labels int64 [b]."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
 def fit(
     model: nn.Module,
-    loss: Callable[[Tensor, NDArray[np.int64]], Tensor],
     x: Tensor,
+    targets: Tensor,
+    loss: Loss,
     phase: Phase,
     draws: np.random.Generator,
 ) -> float:
-    """Train `model` in place on `x` [n, c, h, w] with a fresh optimiser.
+    """Train `model` in place on samples x [n, c, h, w] and their targets [n, …].
 
-    Args: loss: from logits [b, classes] and the batch's positions [b] to a scalar. At least one
-        batch is learnt, however small a share of a pass the phase is.
+    Each batch's loss is the mean over its samples. At least one batch is learnt, however small a
+    share of a pass the phase is.
     Returns: the mean loss over all samples seen, or NaN when there is nothing to learn.
     """
     if len(x) == 0:
         return math.nan
     model.train()
-    optimizer = _optimizer(model, phase)
+    step_with = optimizer(list(model.parameters()), phase)
     total, seen = 0.0, 0
-    for batch in _batches(len(x), phase, draws):
-        inputs = as_input(x[torch.from_numpy(batch)]).contiguous(memory_format=torch.channels_last)
-        value = loss(model(inputs), batch)
-        optimizer.zero_grad(set_to_none=True)
+    for batch in batches(len(x), phase, draws):
+        ids = torch.from_numpy(batch)
+        inputs = as_input(x[ids]).contiguous(memory_format=torch.channels_last)
+        value = loss(model(inputs), targets[ids]).mean()
+        step_with.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        step_with.step()
         total += value.item() * len(batch)
         seen += len(batch)
     return total / seen
 
 
-def cross_entropy(y: Tensor) -> Callable[[Tensor, NDArray[np.int64]], Tensor]:
-    """The loss of `fit` for labels y [n]."""
-    return lambda logits, batch: F.cross_entropy(logits, y[torch.from_numpy(batch)])
-
-
-def _optimizer(model: nn.Module, phase: Phase) -> torch.optim.Optimizer:
+def optimizer(weights: list[Tensor], phase: Phase) -> torch.optim.Optimizer:
+    """A fresh optimiser; each works element by element (`fedkd.cohort` counts on it)."""
     if phase.optimizer == "adam":
         # One kernel a step: a small MLP trains 1.3 times as fast as with the loop over tensors.
-        return torch.optim.Adam(model.parameters(), lr=phase.learning_rate, fused=True)
-    return torch.optim.SGD(model.parameters(), lr=phase.learning_rate, momentum=phase.momentum)
+        return torch.optim.Adam(weights, lr=phase.learning_rate, fused=True)
+    return torch.optim.SGD(weights, lr=phase.learning_rate, momentum=phase.momentum)
 
 
-def _batches(n: int, phase: Phase, draws: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """Batches of a new permutation each epoch; the last epoch may be cut short."""
+def batches(n: int, phase: Phase, draws: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Ids of each batch: a new permutation an epoch; the last epoch may be cut short."""
     size = phase.batch_size
     per_epoch = math.ceil(n / size)
     left = max(1, round(phase.epochs * per_epoch))

@@ -30,20 +30,24 @@ class Progress:
             self._current = (row, seed)
             self._cells_left = self._cells_left[self._cells_left.index((row, seed)) + 1 :]
             title = f"{row}, seed {seed}" if self._several_seeds else row
-            self._console.print(f"[bold]{title}[/bold]")
+            self._say(f"[bold]{title}[/bold]")
         match event["event"]:
             case "pool":
-                self._console.print(f"  {_pool(event)}", highlight=False)
+                self._say(f"  {_pool(event)}")
             case "refused":
-                self._console.print(
+                self._say(
                     f"  [yellow]round {event['round']}: refused client {event['client']}: "
                     f"{escape(event['reason'])}[/yellow]"
                 )
             case "round":
                 self._seconds.append(event["seconds"])
-                self._console.print(f"  {self._round(event)}", highlight=False)
+                self._say(f"  {self._round(event)}")
                 if "note" in event:
-                    self._console.print(f"  [yellow]{event['note']}[/yellow]")
+                    self._say(f"  [yellow]{event['note']}[/yellow]")
+
+    def _say(self, text: str) -> None:
+        """One line, never broken: a narrow terminal or a pipe must not make two of it."""
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def _round(self, event: Event) -> str:
         done = int(event["round"])

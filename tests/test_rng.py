@@ -132,7 +132,7 @@ def train(model: str) -> list[torch.Tensor]:
     net = build(model, (1, 8, 8), 4, torch_stream(1, "test"))
     x, y = torch.arange(40 * 64).reshape(40, 1, 8, 8) % 7 / 7, torch.arange(40) % 4
     phase = Phase(epochs=2, batch_size=16)
-    training.fit(net, training.cross_entropy(y), x, phase, stream(1, "test"))
+    training.fit(net, x, y, training.cross_entropy, phase, stream(1, "test"))
     training.class_accuracy(net, x, y, 4)
     return list(net.state_dict().values())
 
