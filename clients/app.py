@@ -12,13 +12,15 @@ idempotent: the same message gives the same reply and the same state.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from clients import steps
@@ -29,6 +31,9 @@ from fedkd.errors import FedkdError
 from fedkd.models.zoo import Classifier
 from privacy.ledger import Release, What
 
+Delivery = tuple[Message, Context]
+Handler = Callable[[Sequence[Delivery]], list[Message]]
+"""Takes deliveries of one message type, round and scenario, for different clients."""
 Stores = Callable[[ConfigRecord], ClientStore]
 
 
@@ -36,9 +41,15 @@ def _store_of(config: ConfigRecord) -> ClientStore:
     return FolderStore(Path(str(config["state-folder"])))
 
 
-def make_app(store_of: Stores = _store_of) -> ClientApp:
+class App(ClientApp):
+    """A ClientApp that can also take many clients' messages of one type in one call."""
+
+    together: Mapping[str, Handler]
+
+
+def make_app(store_of: Stores = _store_of) -> App:
     """The ClientApp; `store_of` says where the clients of a message keep their state."""
-    app = ClientApp()
+    app = App()
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
@@ -66,57 +77,82 @@ def make_app(store_of: Stores = _store_of) -> ClientApp:
         store.save_pool(digest, data)
         return _reply(message)
 
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        client, store = _open(message, context, store_of)
-        step = 2 * client.round
-        state = store.load(client.id, before=step)
-        model = client.model(state)
-        exchange = client.scenario.method.exchange
-        if exchange == "weights":
-            _receive_weights(message, client, model)
-        steps.learn_private(client, model)
-        new = steps.with_model(state, model)
-        reply = None
-        if exchange == "soft-labels":
-            proxy = _pool_of(message, store)
-            if "mask" not in new or client.scenario.method.score.space == "features":
-                new["mask"] = steps.filter_pool(client, model, proxy)
-            ids, values = steps.answer(client, model, proxy, new["mask"])
-            _record(store, client, "soft labels", len(ids))
-            reply = payload.encode_answer(payload.Answer(client.id, client.round, ids, values))
-        elif exchange == "weights":
-            _record(store, client, "weights", 1)
-            vector = parameters_to_vector(model.parameters()).detach().cpu().numpy()
-            reply = payload.encode_weights(vector, client.id, client.round)
-        store.save(client.id, step, new)
-        return _reply(message, reply, client)
+    def train(deliveries: Sequence[Delivery]) -> list[Message]:
+        turns = [_turn(message, context, store_of, 0) for message, context in deliveries]
+        clients, models = [turn.client for turn in turns], [turn.model for turn in turns]
+        if clients[0].scenario.method.exchange == "weights":
+            _receive_weights(turns)
+        steps.learn_private(clients, models)
+        return [_finish(turn, _answer(turn)) for turn in turns]
 
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        client, store = _open(message, context, store_of)
-        step = 2 * client.round + 1
-        state = store.load(client.id, before=step)
-        model = client.model(state)
-        if client.scenario.method.exchange == "weights":
-            _receive_weights(message, client, model)
-        elif "payload" in message.content:
-            proxy = _pool_of(message, store)
+    def evaluate(deliveries: Sequence[Delivery]) -> list[Message]:
+        turns = [_turn(message, context, store_of, 1) for message, context in deliveries]
+        clients, models = [turn.client for turn in turns], [turn.model for turn in turns]
+        first = turns[0]
+        if first.client.scenario.method.exchange == "weights":
+            _receive_weights(turns)
+        elif "payload" in first.message.content:
+            proxy = _pool_of(first.message, first.store)
             consensus = payload.decode_consensus(
-                _payload(message),
-                round_=client.round,
+                _payload(first.message),
+                round_=first.client.round,
                 n_samples=len(proxy.x),
-                n_classes=client.world.train.n_classes,
+                n_classes=first.client.world.train.n_classes,
             )
-            steps.learn_consensus(client, model, proxy, consensus)
-        steps.measure(client, model)
-        store.save(client.id, step, steps.with_model(state, model))
-        return _reply(message, None, client)
+            steps.learn_consensus(clients, models, proxy, consensus)
+        for client, model in zip(clients, models, strict=True):
+            steps.measure(client, model)
+        return [_finish(turn, None) for turn in turns]
 
+    app.train()(lambda message, context: train([(message, context)])[0])
+    app.evaluate()(lambda message, context: evaluate([(message, context)])[0])
+    app.together = {"train": train, "evaluate": evaluate}
     return app
 
 
 app = make_app()
+
+
+class Turn(NamedTuple):
+    """One client's part in one step of a round."""
+
+    message: Message
+    client: steps.Client
+    store: ClientStore
+    step: int
+    state: dict[str, Tensor]
+    model: Classifier
+
+
+def _turn(message: Message, context: Context, store_of: Stores, phase: int) -> Turn:
+    client, store = _open(message, context, store_of)
+    step = 2 * client.round + phase
+    state = store.load(client.id, before=step)
+    return Turn(message, client, store, step, dict(state or {}), client.model(state))
+
+
+def _finish(turn: Turn, data: payload.Bytes | None) -> Message:
+    """Keep the client's new state and reply."""
+    turn.store.save(turn.client.id, turn.step, steps.with_model(turn.state, turn.model))
+    return _reply(turn.message, data, turn.client)
+
+
+def _answer(turn: Turn) -> payload.Bytes | None:
+    """What a client sends up after learning from its own data; its mask goes into its state."""
+    message, client, store, _, state, model = turn
+    method = client.scenario.method
+    if method.exchange == "soft-labels":
+        proxy = _pool_of(message, store)
+        if "mask" not in state or method.score.space == "features":
+            state["mask"] = steps.filter_pool(client, model, proxy)
+        ids, values = steps.answer(client, model, proxy, state["mask"])
+        _record(store, client, "soft labels", len(ids))
+        return payload.encode_answer(payload.Answer(client.id, client.round, ids, values))
+    if method.exchange == "weights":
+        _record(store, client, "weights", 1)
+        vector = parameters_to_vector(model.parameters()).detach().cpu().numpy()
+        return payload.encode_weights(vector, client.id, client.round)
+    return None
 
 
 def _open(message: Message, context: Context, store_of: Stores) -> tuple[steps.Client, ClientStore]:
@@ -159,12 +195,16 @@ def _pool_of(message: Message, store: ClientStore) -> payload.Pool:
     return _POOLS[digest]
 
 
-def _receive_weights(message: Message, client: steps.Client, model: Classifier) -> None:
-    vector = parameters_to_vector(model.parameters())
-    weights = payload.decode_weights(
-        _payload(message), client=-1, round_=client.round, size=len(vector)
-    )
-    vector_to_parameters(torch.from_numpy(weights.copy()).to(client.device), model.parameters())
+def _receive_weights(turns: Sequence[Turn]) -> None:
+    """Load the server's weights, which are the same in every message, into each model."""
+    client = turns[0].client
+    size = sum(weight.numel() for weight in turns[0].model.parameters())
+    raw = _payload(turns[0].message)
+    weights = payload.decode_weights(raw, client=-1, round_=client.round, size=size)
+    vector = torch.from_numpy(weights).to(client.device)
+    for turn in turns:
+        # A copy each: the parameters become views of the vector that they are taken from.
+        vector_to_parameters(vector.clone(), turn.model.parameters())
 
 
 def _record(store: ClientStore, client: steps.Client, what: What, rows: int) -> None:

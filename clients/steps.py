@@ -6,8 +6,9 @@ set that a simulation lends it to be measured by.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedkd import training
-from fedkd.config import Scenario
+from fedkd import cohort, training
+from fedkd.config import Phase, Scenario
 from fedkd.data.dataset import as_input
 from fedkd.data.federation import Federation
 from fedkd.exchange.combine import Consensus
@@ -44,8 +45,12 @@ class Client:
         """Add the block's wall time to the metric `phase_s`."""
         start = time.perf_counter()
         yield
+        self.took(phase, time.perf_counter() - start)
+
+    def took(self, phase: str, seconds: float) -> None:
+        """Add to the metric `phase_s`."""
         key = f"{phase}_s"
-        self.metrics[key] = self.metrics.get(key, 0.0) + time.perf_counter() - start
+        self.metrics[key] = self.metrics.get(key, 0.0) + seconds
 
     def draws(self, purpose: str) -> np.random.Generator:
         """This client's stream of this round for one purpose."""
@@ -69,26 +74,60 @@ def model_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
 
 
-def with_model(state: Mapping[str, Tensor] | None, model: Classifier) -> dict[str, Tensor]:
+def with_model(state: Mapping[str, Tensor], model: Classifier) -> dict[str, Tensor]:
     """A state with the model's tensors replaced."""
-    rest = {k: v for k, v in (state or {}).items() if not k.startswith("model.")}
+    rest = {k: v for k, v in state.items() if not k.startswith("model.")}
     return rest | {f"model.{k}": v.detach().cpu() for k, v in model.state_dict().items()}
 
 
-def learn_private(client: Client, model: Classifier) -> None:
-    """Train the model in place on the client's private data."""
-    x, y = (tensor.to(client.device) for tensor in client.world.client(client.id))
-    with client.timed("train"):
-        loss = training.fit(
-            model,
-            x,
-            y,
-            training.cross_entropy,
-            client.scenario.training.local,
-            client.draws("train"),
-        )
-    client.metrics["train_loss"] = loss
-    client.metrics["n_private"] = len(x)
+def learn_private(clients: Sequence[Client], models: Sequence[Classifier]) -> None:
+    """Train each model in place on its client's private data."""
+    data = [client.world.client(client.id) for client in clients]
+    losses = _fit(
+        "train",
+        clients,
+        models,
+        [x.to(client.device) for client, (x, _) in zip(clients, data, strict=True)],
+        [y.to(client.device) for client, (_, y) in zip(clients, data, strict=True)],
+        training.cross_entropy,
+        clients[0].scenario.training.local,
+    )
+    for client, (x, _), loss in zip(clients, data, losses, strict=True):
+        client.metrics["train_loss"] = loss
+        client.metrics["n_private"] = len(x)
+
+
+def _fit(
+    phase_name: str,
+    clients: Sequence[Client],
+    models: Sequence[Classifier],
+    xs: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    loss: training.Loss,
+    phase: Phase,
+) -> list[float]:
+    """As `training.fit` for each client; `grid.block` clients together where that is above one."""
+    losses = [math.nan] * len(clients)
+    learning = [i for i, x in enumerate(xs) if len(x)]
+    at_most = clients[0].scenario.grid.block
+    sizes = [len(xs[i]) for i in learning]
+    for block in cohort.blocks([models[i] for i in learning], sizes, at_most):
+        ids = [learning[i] for i in block]
+        draws = [clients[i].draws(phase_name) for i in ids]
+        start = time.perf_counter()
+        if len(ids) == 1:
+            (i,) = ids
+            losses[i] = training.fit(models[i], xs[i], targets[i], loss, phase, draws[0])
+        else:
+            together = cohort.Cohort([models[i] for i in ids])
+            found = together.fit(
+                [xs[i] for i in ids], [targets[i] for i in ids], loss, phase, draws
+            )
+            for i, value in zip(ids, found, strict=True):
+                losses[i] = value
+        for i in ids:
+            clients[i].took(phase_name, (time.perf_counter() - start) / len(ids))
+    return losses
 
 
 def filter_pool(client: Client, model: Classifier, pool: Pool) -> Tensor:
@@ -131,21 +170,24 @@ def answer(
     return ids.numpy().astype(np.int32), values.cpu().numpy()
 
 
-def learn_consensus(client: Client, model: Classifier, pool: Pool, consensus: Consensus) -> None:
-    """Distil the consensus into the model in place; nothing to learn leaves it as it is."""
-    method = client.scenario.method
-    x = torch.from_numpy(pool.x)[torch.from_numpy(consensus.ids).long()].to(client.device)
-    target = method.release.target(torch.from_numpy(consensus.values)).to(client.device)
-    with client.timed("distill"):
-        loss = training.fit(
-            model,
-            x,
-            target,
-            method.distill.loss,
-            client.scenario.training.distill,
-            client.draws("distill"),
-        )
-    if len(x):
+def learn_consensus(
+    clients: Sequence[Client], models: Sequence[Classifier], pool: Pool, consensus: Consensus
+) -> None:
+    """Distil the consensus into each model in place; nothing to learn leaves it as it is."""
+    first = clients[0]
+    method = first.scenario.method
+    x = torch.from_numpy(pool.x)[torch.from_numpy(consensus.ids).long()].to(first.device)
+    target = method.release.target(torch.from_numpy(consensus.values)).to(first.device)
+    losses = _fit(
+        "distill",
+        clients,
+        models,
+        [x] * len(clients),
+        [target] * len(clients),
+        method.distill.loss,
+        first.scenario.training.distill,
+    )
+    for client, loss in zip(clients, losses, strict=True):
         client.metrics["distill_loss"] = loss
 
 

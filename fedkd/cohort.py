@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,8 +20,8 @@ from torch.func import functional_call, stack_module_state
 
 from fedkd.config import Phase
 from fedkd.data.dataset import as_input
-from fedkd.models.zoo import Classifier
-from fedkd.training import EVALUATION_BATCH, Loss, batches, optimizer
+from fedkd.models.zoo import Classifier, Shape
+from fedkd.training import EVALUATION_BATCH, Loss, batches, cross_entropy, fit, optimizer
 
 
 class Cohort:
@@ -124,3 +125,43 @@ def blocks(models: Sequence[nn.Module], sizes: Sequence[int], at_most: int) -> l
         by_size = sorted(alike, key=lambda client: (-sizes[client], client))
         cut += [by_size[i : i + at_most] for i in range(0, len(by_size), at_most)]
     return cut
+
+
+CANDIDATES = (1, 8, 32, 128)
+CALIBRATION_STEPS = 6
+
+
+def calibrate(models: Sequence[Classifier], shape: Shape, phase: Phase, most: int) -> int:
+    """How many clients should learn together: what trained most samples a second just now.
+
+    Args: models: one of each architecture, on the device; shape: of a sample [c, h, w]; most: no
+        block above this many clients. Each candidate trains copies of the models for a few steps.
+    """
+    found = {n: _seconds_a_client(models, shape, phase, n) for n in CANDIDATES if n <= max(most, 1)}
+    return min(found, key=lambda n: found[n])
+
+
+def _seconds_a_client(
+    models: Sequence[Classifier], shape: Shape, phase: Phase, n_clients: int
+) -> float:
+    n = phase.batch_size
+    steps = phase.model_copy(update={"epochs": CALIBRATION_STEPS})
+    total = 0.0
+    for model in models:
+        device = next(model.parameters()).device
+        x = torch.zeros(n, *shape, device=device)
+        y = torch.zeros(n, dtype=torch.int64, device=device)
+        together = [copy.deepcopy(model) for _ in range(n_clients)]
+        draws = [np.random.default_rng(0) for _ in together]
+        for _ in ("warm-up", "counted"):
+            start = time.perf_counter()
+            if n_clients == 1:
+                fit(together[0], x, y, cross_entropy, steps, draws[0])
+            else:
+                cohort = Cohort(together)
+                cohort.fit([x] * n_clients, [y] * n_clients, cross_entropy, steps, draws)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - start
+        total += seconds / n_clients
+    return total

@@ -127,7 +127,9 @@ class Privacy(Section):
 class Grid(Section):
     """What carries the messages."""
 
-    name: Literal["inline", "workers", "flower"] = "inline"
+    name: Literal["inline", "cohort", "workers", "flower"] = "inline"
+    block: int = Field(1, ge=0)
+    """`cohort` only: clients that learn together; 0 is what a short calibration finds best."""
     workers: int = Field(0, ge=0)
     """`workers` only: processes; 0 is one a core."""
     client_cpus: int = Field(1, ge=1)

@@ -19,7 +19,7 @@ from scenarios import quiet  # noqa: F401  # before anything that imports flwr
 from clients.app import app as folder_client_app  # isort: skip
 from clients.app import make_app as make_client_app
 from clients.store import MemoryStore
-from fedkd import config, device
+from fedkd import cohort, config, device
 from fedkd.config import Grid, Scenario
 from fedkd.errors import FedkdError
 from fedkd.models import zoo
@@ -56,6 +56,7 @@ def simulate(
         scenario = config.parse({**table, "training": {**table["training"], **training}})
     for plan in plans(scenario):
         plan.check()
+    scenario = _calibrated(scenario)
     run_folder = Path(folder) if folder is not None else None
     if run_folder is None:
         cells = [_run_cell(plan, None, listener) for plan in plans(scenario)]
@@ -133,6 +134,23 @@ def plans(scenario: Scenario) -> list[Plan]:
     return [Plan(row, seed, what) for row, what in rows.items() for seed in scenario.seeds]
 
 
+def _calibrated(scenario: Scenario) -> Scenario:
+    """The scenario with a measured block where it asks for one; kept with the run from then on."""
+    if scenario.grid.name != "cohort" or scenario.grid.block:
+        return scenario
+    world = scenario.world(scenario.seeds[0])
+    channels, height, width = world.train.x.shape[1:]
+    shape = (channels, height, width)
+    target = device.resolve(scenario.device)
+    torch.set_num_threads(scenario.threads)
+    models = [
+        zoo.build(name, shape, world.train.n_classes, torch.Generator()).to(target)
+        for name in dict.fromkeys(scenario.model.names)
+    ]
+    block = cohort.calibrate(models, shape, scenario.training.local, world.n_clients)
+    return scenario.on(scenario.grid.model_copy(update={"block": block}))
+
+
 def _run_cell(plan: Plan, run_folder: Path | None, listener: Listener | None) -> Cell:
     def tell(event: Event) -> None:
         events.append(event)
@@ -153,11 +171,12 @@ def _run_cell(plan: Plan, run_folder: Path | None, listener: Listener | None) ->
 def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> None:
     scenario, n_clients = plan.scenario, plan.scenario.world(plan.seed).n_clients
     settings = scenario.grid
-    if settings.name == "inline":
+    if settings.name in ("inline", "cohort"):
         store = MemoryStore()
         client_app = folder_client_app if folder else make_client_app(lambda config: store)
         server_app = make_server_app(scenario, plan.seed, folder, tell)
-        inline.run(server_app, client_app, n_clients)
+        block = settings.block if settings.name == "cohort" else 1
+        inline.run(server_app, client_app, n_clients, block)
         return
     with tempfile.TemporaryDirectory() as scratch:
         server_app = make_server_app(scenario, plan.seed, folder or Path(scratch), tell)

@@ -76,7 +76,7 @@ def test_blocks_hold_one_architecture_each_and_similar_sizes() -> None:
     ]
     sizes = [10 * i for i in range(10)]
     cut = cohort.blocks(models, sizes, at_most=3)
-    assert sorted(sum(cut, [])) == list(range(10))
+    assert sorted(client for block in cut for client in block) == list(range(10))
     assert cut == [[9, 6, 3], [0], [8, 7, 5], [4, 2, 1]]
 
 
@@ -84,3 +84,9 @@ def test_a_model_with_batch_statistics_is_refused() -> None:
     body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4))
     with pytest.raises(ValueError, match="buffers"):
         cohort.Cohort([Classifier(body, 4, 2)] * 2)
+
+
+def test_calibration_chooses_a_candidate() -> None:
+    models = [build("mlp", (1, 8, 8), C, torch_stream(1, "m"))]
+    assert cohort.calibrate(models, (1, 8, 8), Phase(), most=10) in (1, 8)
+    assert cohort.calibrate(models, (1, 8, 8), Phase(), most=1) == 1

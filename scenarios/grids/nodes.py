@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -32,6 +34,19 @@ class Nodes:
         self._contexts: dict[int, Context] = {}
         self._numbers = itertools.count(1)
 
+    def carry_out_together(self, messages: Sequence[Message]) -> list[Message]:
+        """The replies to messages of one type, in one call of the app if it can.
+
+        A call that fails fails for all its clients, so each is then carried out alone: the one
+        with the error answers with it.
+        """
+        together = getattr(self._app, "together", {}).get(messages[0].metadata.message_type)
+        if together is not None:
+            deliveries = [(_isolated(m), self._context(m.metadata.dst_node_id)) for m in messages]
+            with suppress(Exception):
+                return [self._numbered(reply) for reply in together(deliveries)]
+        return [self.carry_out(message) for message in messages]
+
     def carry_out(self, message: Message) -> Message:
         """The reply to a message: the app's, or an error with what the app raised."""
         context = self._context(message.metadata.dst_node_id)
@@ -41,6 +56,9 @@ class Nodes:
             # As Flower's own engines do: a client that fails answers with an error.
             reason = f"{type(error).__name__}: {error}"
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        return self._numbered(reply)
+
+    def _numbered(self, reply: Message) -> Message:
         reply.metadata.__dict__["_message_id"] = f"r{next(self._numbers)}"
         return reply
 
