@@ -40,9 +40,12 @@ class ClientStore(Protocol):
 
 
 def _forgettable(steps: list[int], newest: int) -> list[int]:
-    """Steps older than the newest one from before the round of `newest`."""
-    before_round = [step for step in steps if step < newest - newest % 2]
-    return [step for step in before_round if step < max(before_round)]
+    """Steps that neither the round of `newest` nor the one before it, if repeated, would load.
+
+    The server keeps two checkpoints, so a run may go back by one round more than its last.
+    """
+    earlier = [step for step in steps if step < newest - newest % 2 - 2]
+    return [step for step in earlier if step < max(earlier)]
 
 
 class MemoryStore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -77,18 +78,11 @@ def _pool(event: Event) -> str:
 
 def table_of(result: Result) -> Table:
     """The comparison, one line a row."""
-    table = Table(title=f"{result.scenario.name}: last round, mean over clients")
-    table.add_column("row")
-    for heading in (
-        "accuracy",
-        "worst client",
-        "own classes",
-        "accepted",
-        "consensus",
-        "bytes",
-        "time",
-    ):
-        table.add_column(heading, justify="right")
+    title = f"{result.scenario.name}: last round, mean over clients"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("row", no_wrap=True)
+    for heading in ("accuracy", "worst", "own", "accepted", "consensus", "bytes", "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for line in result.table():
         accuracy = percent(line["accuracy"])
         if line["accuracy_sd"] is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ class EventLog:
     def size(self) -> int:
         """Bytes written so far; what a checkpoint remembers."""
         return self._path.stat().st_size if self._path is not None and self._path.exists() else 0
+
+    def sync(self) -> None:
+        """Force what was written to the disk; done before a checkpoint that counts on it."""
+        if self._path is not None and self._path.exists():
+            with self._path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def cut(self, size: int) -> None:
         """Drop what was written after a checkpoint, and tell the listener what remains."""

@@ -32,6 +32,7 @@ def run(grid: Grid, job: Job, log: EventLog, checkpoints: Path | None) -> None:
     for round_ in range(saved.round + 1 if saved else 1, job.scenario.training.rounds + 1):
         play(grid, job, log, roster, exchange, round_)
         if checkpoints:
+            log.sync()
             note = {"events_bytes": log.size()}
             checkpoint.save(checkpoints, Checkpoint(round_, note, exchange.arrays()))
 

@@ -118,7 +118,19 @@ def _greet(grid: Grid, job: Job) -> tuple[list[payload.Hello], dict[int, int]]:
         if hello.client in hellos:
             raise FedkdError("two nodes speak for one client", value=hello.client)
         hellos[hello.client], nodes[hello.client] = hello, reply.client
+    _check_alike(list(hellos.values()))
     return [hellos[client] for client in sorted(hellos)], dict(sorted(nodes.items()))
+
+
+def _check_alike(hellos: list[payload.Hello]) -> None:
+    """Raises: FedkdError if the clients do not hold the same kind of samples."""
+    kinds = {(h.contribution.shape[1:], str(h.contribution.dtype), h.n_classes) for h in hellos}
+    if len(kinds) > 1:
+        raise FedkdError(
+            "clients hold samples of different shape, type or number of classes",
+            value=sorted(kinds),
+            fix="give all clients data of one kind",
+        )
 
 
 def _gather(grid: Grid, n_clients: int) -> list[int]:

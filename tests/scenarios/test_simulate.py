@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,3 +180,18 @@ def test_models_may_differ_between_clients() -> None:
     assert result.cells[0].last["accuracy"] > 0.15
     with pytest.raises(FedkdError, match="fedavg needs one model"):
         simulate(small(model={"names": ["mlp", "cnn"]}, method={"name": "fedavg"}))
+
+
+def test_a_broken_checkpoint_can_be_deleted_and_the_run_goes_on_from_the_one_before(
+    tmp_path: Path,
+) -> None:
+    scenario = small(training={"rounds": 4})
+    whole = facts(simulate(scenario, folder=tmp_path))
+    cell = tmp_path / "edgefd" / "seed-1"
+    (cell / "done").unlink()
+    newest = max((cell / "checkpoints").glob("round-*"))
+    (newest / "arrays.safetensors").write_bytes(b"torn")
+    with pytest.raises(FedkdError, match=r"cannot read the checkpoint.*delete that folder"):
+        resume(tmp_path)
+    shutil.rmtree(newest)
+    assert facts(resume(tmp_path)) == whole
