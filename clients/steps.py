@@ -127,6 +127,7 @@ def _fit(
                 losses[i] = value
         for i in ids:
             clients[i].took(phase_name, (time.perf_counter() - start) / len(ids))
+            clients[i].metrics[f"{phase_name}_samples"] = training.n_learnt(len(xs[i]), phase)
     return losses
 
 

@@ -78,6 +78,13 @@ def batches(n: int, phase: Phase, draws: np.random.Generator) -> Iterator[NDArra
         left -= per_epoch
 
 
+def n_learnt(n: int, phase: Phase) -> int:
+    """How many samples `batches` gives out for `n`, repeated passes counted."""
+    per_epoch = math.ceil(n / phase.batch_size)
+    passes, rest = divmod(max(1, round(phase.epochs * per_epoch)), per_epoch)
+    return passes * n + rest * phase.batch_size
+
+
 @torch.no_grad()
 def predict(model: Classifier, x: Tensor) -> Tensor:
     """Logits [n, classes] of x [n, c, h, w]."""

@@ -24,11 +24,13 @@ class Progress:
         self._several_seeds = len(scenario.seeds) > 1
         self._seconds: list[float] = []
         self._current: tuple[str, int] | None = None
+        self._cell: list[Event] = []
 
     def __call__(self, row: str, seed: int, event: Event) -> None:
         """Tell one event."""
         if self._current != (row, seed):
             self._current = (row, seed)
+            self._cell = []
             self._cells_left = self._cells_left[self._cells_left.index((row, seed)) + 1 :]
             title = f"{row}, seed {seed}" if self._several_seeds else row
             self._say(f"[bold]{title}[/bold]")
@@ -42,7 +44,10 @@ class Progress:
                 )
             case "round":
                 self._seconds.append(event["seconds"])
+                self._cell.append(event)
                 self._say(f"  {self._round(event)}")
+                if event["round"] == self._n_rounds:
+                    self._say(f"  {_speed(self._cell)}")
                 if "note" in event:
                     self._say(f"  [yellow]{event['note']}[/yellow]")
 
@@ -76,10 +81,18 @@ def _pool(event: Event) -> str:
     return f"proxy set of {event['n_samples']} samples ({origin}), {sent} sent out"
 
 
+def _speed(rounds: list[Event]) -> str:
+    """How much was done a second, over the rounds of a cell."""
+    seconds = sum(event["seconds"] for event in rounds)
+    clients = sum(event["n_clients"] for event in rounds) / seconds
+    samples = sum(event["n_learnt"] for event in rounds) / seconds
+    return f"{clients:,.1f} clients/s, {samples:,.0f} samples/s"
+
+
 def table_of(result: Result) -> Table:
     """The comparison, one line a row."""
     title = f"{result.scenario.name}: last round, mean over clients"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("row", no_wrap=True)
     for heading in ("accuracy", "worst", "own", "accepted", "consensus", "bytes", "time"):
         table.add_column(heading, justify="right", no_wrap=True)

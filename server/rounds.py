@@ -84,6 +84,11 @@ def play(
         bytes_down=down,
         **said,
         **measures.over_clients(list(reports.values())),
+        n_learnt=sum(
+            int(report.get(f"{phase}_samples", 0))
+            for report in reports.values()
+            for phase in ("train", "distill")
+        ),
         seconds=time.perf_counter() - start,
     )
 

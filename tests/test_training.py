@@ -20,7 +20,15 @@ from fedkd import training
 from fedkd.config import Phase
 from fedkd.models.zoo import Classifier, build
 from fedkd.rng import stream, torch_stream
-from fedkd.training import class_accuracy, cross_entropy, features, fit, predict
+from fedkd.training import (
+    batches,
+    class_accuracy,
+    cross_entropy,
+    features,
+    fit,
+    n_learnt,
+    predict,
+)
 
 Doubles = NDArray[np.float64]
 N, D, C = 23, 6, 4
@@ -151,14 +159,23 @@ def test_a_share_of_a_pass_is_that_share_of_its_batches(epochs: float, steps: in
 @given(n=st.integers(1, 40), epochs=st.integers(1, 4), batch_size=st.integers(1, 50))
 @settings(deadline=None, max_examples=60)
 def test_every_sample_is_seen_once_an_epoch(n: int, epochs: int, batch_size: int) -> None:
-    batches = positions(n, epochs, batch_size)
-    sizes = [len(batch) for batch in batches]
+    found = positions(n, epochs, batch_size)
+    sizes = [len(batch) for batch in found]
     assert sizes == ([batch_size] * (n // batch_size) + [n % batch_size] * (n % batch_size > 0)) * (
         epochs
     )
-    flat = [position for batch in batches for position in batch]
+    flat = [position for batch in found for position in batch]
     passes = [flat[start : start + n] for start in range(0, n * epochs, n)]
     assert all(sorted(one) == list(range(n)) for one in passes)
+
+
+@given(n=st.integers(1, 40), epochs=st.floats(0.01, 4), batch_size=st.integers(1, 50))
+@settings(deadline=None, max_examples=200)
+def test_the_number_of_samples_learnt_is_that_of_the_batches(
+    n: int, epochs: float, batch_size: int
+) -> None:
+    phase = Phase(epochs=epochs, batch_size=batch_size)
+    assert n_learnt(n, phase) == sum(len(batch) for batch in batches(n, phase, rng()))
 
 
 def test_each_epoch_has_an_order_of_its_own() -> None:
