@@ -127,15 +127,17 @@ class Privacy(Section):
 class Grid(Section):
     """What carries the messages."""
 
-    name: Literal["inline", "cohort", "workers", "flower"] = "inline"
+    name: Literal["inline", "cohort", "workers", "ray", "flower"] = "inline"
     block: int = Field(1, ge=0)
     """`cohort` only: clients that learn together; 0 is what a short calibration finds best."""
     workers: int = Field(0, ge=0)
-    """`workers` only: processes; 0 is one a core."""
+    """`workers` and `ray`: processes; 0 is as many as there are cores or resources."""
+    address: str = ""
+    """`ray` only: the cluster to attach to; empty starts Ray on this machine."""
     client_cpus: int = Field(1, ge=1)
-    """`flower` only: logical CPUs a client."""
+    """`ray` and `flower`: logical CPUs a process."""
     client_gpus: float = Field(0.0, ge=0)
-    """`flower` only: logical GPUs a client."""
+    """`ray` and `flower`: logical GPUs a process; fractions share one."""
 
 
 class Scenario(Section):

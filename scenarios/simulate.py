@@ -23,12 +23,13 @@ from fedkd import cohort, config, device
 from fedkd.config import Grid, Scenario
 from fedkd.errors import FedkdError
 from fedkd.models import zoo
-from scenarios.grids import flower, inline, workers
+from scenarios.grids import actors, flower, inline, workers
 from scenarios.results import Cell, Result
 from server.app import make_app as make_server_app
 from server.events import Event, read
 
 DONE = "done"
+CLIENT_APP = "clients.app:app"
 Listener = Callable[[str, int, Event], None]
 """Is told row, seed and event."""
 
@@ -182,7 +183,9 @@ def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> No
         server_app = make_server_app(scenario, plan.seed, folder or Path(scratch), tell)
         if settings.name == "workers":
             n_workers = settings.workers or len(os.sched_getaffinity(0))
-            workers.run(server_app, "clients.app:app", n_clients, n_workers, scenario.threads)
+            workers.run(server_app, CLIENT_APP, n_clients, n_workers, scenario.threads)
+        elif settings.name == "ray":
+            actors.run(server_app, CLIENT_APP, n_clients, settings, scenario.threads)
         else:
             flower.run(server_app, folder_client_app, n_clients, settings)
 

@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -22,6 +23,13 @@ FIRST_NODE_ID = 1000
 def identify() -> None:
     """Give this process the task identity without which Flower builds no Message."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SUPERLINK_NODE_ID, 1
+
+
+def app_at(address: str) -> ClientApp:
+    """The ClientApp at "module:attribute"."""
+    module, _, name = address.partition(":")
+    app: ClientApp = getattr(import_module(module), name)
+    return app
 
 
 class Nodes:

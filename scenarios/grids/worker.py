@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from importlib import import_module
 from multiprocessing.connection import Connection
 
 from scenarios import quiet  # noqa: F401  # before anything that imports flwr
@@ -15,7 +14,7 @@ from scenarios import quiet  # noqa: F401  # before anything that imports flwr
 from flwr.app import RecordDict  # isort: skip
 from flwr.app.message.message import make_message
 
-from scenarios.grids.nodes import Nodes
+from scenarios.grids.nodes import Nodes, app_at
 
 
 def main() -> None:
@@ -24,8 +23,7 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     try:
         app, n_clients = connection.recv()
-        module, _, name = app.partition(":")
-        nodes = Nodes(getattr(import_module(module), name), n_clients)
+        nodes = Nodes(app_at(app), n_clients)
         content = RecordDict()
         while True:
             metadata, new_content = connection.recv()
