@@ -100,8 +100,9 @@ def make_app(store_of: Stores = _store_of) -> App:
                 n_classes=first.client.world.train.n_classes,
             )
             steps.learn_consensus(clients, models, proxy, consensus)
-        for client, model in zip(clients, models, strict=True):
-            steps.measure(client, model)
+        if first.client.scenario.measures(first.client.round):
+            for client, model in zip(clients, models, strict=True):
+                steps.measure(client, model)
         return [_finish(turn, None) for turn in turns]
 
     app.train()(lambda message, context: train([(message, context)])[0])

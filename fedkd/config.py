@@ -112,6 +112,8 @@ class Training(Section):
     """From the consensus."""
     participation: float = Field(1.0, gt=0, le=1)
     """The fraction of clients that take part in a round; at least one."""
+    evaluate_every: int = Field(1, ge=1)
+    """Rounds between two measurements of the clients; the last round is always measured."""
     heldout: float = Field(0.1, gt=0, lt=1)
     """Share of a client's private data that its score is not fitted on, for the gate."""
     timeout_s: float = Field(3600.0, gt=0)
@@ -191,6 +193,11 @@ class Scenario(Section):
         """Who holds which samples; built once a process. Raises: FedkdError for impossible data."""
         proxy = self.proxy if self.uses_pool else None
         return build(self.data, self.partition, proxy, self.validation, seed)
+
+    def measures(self, round_: int) -> bool:
+        """Whether the clients are measured in a round."""
+        rounds, every = self.training.rounds, self.training.evaluate_every
+        return round_ % every == 0 or round_ == rounds
 
     def on(self, grid: Grid) -> Scenario:
         """This scenario on another grid; the result is the same."""

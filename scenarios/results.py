@@ -28,14 +28,19 @@ class Cell:
         return [event for event in self.events if event["event"] == kind]
 
     @property
+    def measured(self) -> list[Round]:
+        """The rounds in which the clients were measured, in order."""
+        return [event for event in self.of("round") if "accuracy" in event]
+
+    @property
     def last(self) -> Round:
-        """The last round: the figure to quote."""
-        return self.of("round")[-1]
+        """The last measured round, which is the last of a whole run: the figure to quote."""
+        return self.measured[-1]
 
     @property
     def best(self) -> Round:
         """The round with the best validation accuracy (never chosen on the test set)."""
-        return max(self.of("round"), key=_chosen_by)
+        return max(self.measured, key=_chosen_by)
 
     @property
     def bytes(self) -> int:

@@ -93,7 +93,7 @@ def load_result(folder: str | Path) -> Result:
     return Result(
         scenario=scenario,
         folder=folder,
-        cells=tuple(cell for cell in cells if cell.of("round")),
+        cells=tuple(cell for cell in cells if cell.measured),
     )
 
 

@@ -45,7 +45,7 @@ def curves(result: Result) -> Figure | None:
     marker = "o" if n_rounds <= MOST_MARKERS else None
     for row, cells in result.rows().items():
         mean, sd = _over_seeds(cells, "accuracy")
-        rounds = range(1, len(mean) + 1)
+        rounds = [event["round"] for event in cells[0].measured][: len(mean)]
         own = row == result.scenario.method.name
         (line,) = axes.plot(
             rounds,
@@ -83,7 +83,7 @@ def curves(result: Result) -> Figure | None:
 
 def _over_seeds(cells: list[Cell], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation [rounds] over seeds; the deviation is zero for one seed."""
-    series = [[float(event[key]) for event in cell.of("round")] for cell in cells]
+    series = [[float(event[key]) for event in cell.measured] for cell in cells]
     shortest = min(map(len, series))
     values = np.array([seed[:shortest] for seed in series])
     sd = values.std(axis=0, ddof=1) if len(cells) > 1 else np.zeros(shortest)

@@ -195,3 +195,12 @@ def test_a_broken_checkpoint_can_be_deleted_and_the_run_goes_on_from_the_one_bef
         resume(tmp_path)
     shutil.rmtree(newest)
     assert facts(resume(tmp_path)) == whole
+
+
+def test_clients_are_measured_every_so_often_and_at_the_end() -> None:
+    often = simulate(small(training={"rounds": 5})).cells[0]
+    cell = simulate(small(training={"rounds": 5, "evaluate_every": 2})).cells[0]
+    assert [event["round"] for event in cell.measured] == [2, 4, 5]
+    assert len(cell.of("round")) == 5
+    for event in cell.measured:  # measuring changes nothing
+        assert event["accuracy"] == often.of("round")[event["round"] - 1]["accuracy"]
