@@ -43,7 +43,7 @@ def carry_out(scenario: config.Scenario, folder: Path) -> Result:
         ),
     ],
 )
-@pytest.mark.parametrize("grid", ["workers", "flower"])
+@pytest.mark.parametrize("grid", ["workers", pytest.param("ray", marks=pytest.mark.slow), "flower"])
 def test_every_grid_equals_inline_to_the_bit(
     tmp_path: Path, grid: str, changes: dict[str, object]
 ) -> None:
