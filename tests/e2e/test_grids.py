@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import consensus, facts, small
 
 from fedkd import config
 from scenarios.simulate import Result, load_result, simulate
+from small_runs import consensus, facts, small
 
 HOME = Path(__file__).parents[2]
 

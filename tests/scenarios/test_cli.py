@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import facts, small
 
 from fedkd import config
 from scenarios import cli
 from scenarios.simulate import resume, simulate
+from small_runs import facts, small
 
 HOME = Path(__file__).parents[2]
 DIGITS = "scenarios/edgefd-digits.toml"

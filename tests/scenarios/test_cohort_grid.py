@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import facts, small
 
 from scenarios.simulate import resume, simulate
 from server.events import Event
+from small_runs import facts, small
 
 CLOSE = {"accuracy", "own_accuracy", "validation_accuracy", "consensus_accuracy"}
 LOSSES = {"train_loss", "distill_loss"}

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import consensus, facts, small
 
 import fedkd
 from fedkd import config
 from fedkd.errors import FedkdError
 from scenarios.simulate import load_result, resume, simulate
 from server.events import Event
+from small_runs import consensus, facts, small
 
 HOME = Path(__file__).parents[2]
 

@@ -7,12 +7,12 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import facts, small
 
 from scenarios.grids import workers
 from scenarios.simulate import simulate
 from server.app import make_app
 from server.events import Event
+from small_runs import facts, small
 
 
 def children() -> list[int]:

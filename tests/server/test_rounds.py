@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
-from runs import small
 
 from clients.app import make_app
 from clients.store import MemoryStore
@@ -18,6 +17,7 @@ from fedkd.exchange.combine import Consensus
 from scenarios.grids import inline
 from server.app import make_app as make_server
 from server.events import Event
+from small_runs import small
 
 N_CLIENTS = 3
 LIAR = 1
