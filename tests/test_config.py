@@ -326,7 +326,7 @@ def test_unknown_models_and_references_are_answered_with_the_nearest() -> None:
         ("method.score", "kmeans", "dictionary"),
         ("partition", 3, "dictionary"),
         ("privacy.mechanism", "gaussian", "'none'"),
-        ("grid.name", "ray", "'inline', "),
+        ("grid.name", "rey", "'inline', "),
         ("model.names", [], "at least 1 item"),
         ("model.names", "mlp", "tuple"),
     ],
