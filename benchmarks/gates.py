@@ -26,7 +26,8 @@ POOLS: dict[str, dict[str, Any]] = {
 GATES: dict[str, dict[str, Any]] = {
     "own": {"name": "own"},
     **{f"quantile {q}": {"name": "quantile", "q": q} for q in (0.1, 0.5, 0.9)},
-    **{f"share^{p}": {"name": "share", "power": p} for p in (1, 2, 4)},
+    **{f"share^{p}": {"name": "share", "power": p, "floor": 0} for p in (1, 2, 4)},
+    "share^4, floor 0.5": {"name": "share"},
     "open": {"name": "open"},
 }
 Job = tuple[str, str, str, int, int]

@@ -21,6 +21,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Fedkd
             known = sorted(section.model_fields) if section else []
             return FedkdError(
                 f"unknown key {key!r} in {where}",
+                value=first["input"],
                 allowed=", ".join(known),
                 fix=did_you_mean(last, known),
             )

@@ -8,10 +8,11 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 
+from fedkd.config import Grid
 from fedkd.data.idx import Idx
 
 PACKAGES = ("fedkd", "torch", "flwr", "numpy", "pydantic", "ray", "datasets")
@@ -28,9 +29,9 @@ class Finding(NamedTuple):
 
 def examine() -> list[Finding]:
     """Versions, processors, Ray, data; only what is not optional can be not ok."""
-    python = Finding(
-        "python", platform.python_version(), sys.version_info >= (3, 11), "install 3.11 or newer"
-    )
+    recent = sys.version_info >= (3, 11)
+    fix = "" if recent else "install 3.11 or newer"
+    python = Finding("python", platform.python_version(), recent, fix)
     return [python, *map(_package, PACKAGES), _cpu(), _gpu(), _grid(), _fashion()]
 
 
@@ -55,7 +56,9 @@ def _gpu() -> Finding:
 
 def _grid() -> Finding:
     ready = importlib.util.find_spec("ray") is not None
-    return Finding("grids", "inline, flower" if ready else "inline", True)
+    names = get_args(Grid.model_fields["name"].annotation)
+    usable = [name for name in names if ready or name not in ("ray", "flower")]
+    return Finding("grids", ", ".join(usable), True)
 
 
 def _fashion() -> Finding:

@@ -60,7 +60,7 @@ METHODS: dict[str, Method] = {
         exchange="proxy-labels",
     ),
     "fedavg": Method(
-        line="model weights are averaged, no distillation (Flower's FedAvg)",
+        line="model weights are averaged, no distillation (FedAvg, equal to Flower's)",
         source="McMahan et al., AISTATS 2017; reference",
         exchange="weights",
     ),
