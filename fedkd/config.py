@@ -16,6 +16,7 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from fedkd.config_errors import explain
+from fedkd.config_overrides import apply
 from fedkd.data.federation import Federation, build
 from fedkd.data.partition import Iid, Natural, Partition, Strong
 from fedkd.data.proxy import Contributed, Proxy
@@ -264,34 +265,8 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Scenario:
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise FedkdError(f"cannot read the scenario {path}: {error}") from None
-    for override in sorted(overrides, key=_outside_in):
-        _apply(table, override)
+    apply(table, overrides)
     return parse(table, where=str(path))
-
-
-def _outside_in(override: str) -> tuple[int, bool]:
-    """A section or a new name drops what was in it, so neither may come after settings in it."""
-    key = override.partition("=")[0].strip()
-    return (key.count("."), key.rpartition(".")[2] != "name")
-
-
-def _apply(table: dict[str, Any], override: str) -> None:
-    """Set one dotted key; the value is TOML, or else taken as text."""
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise FedkdError("--set needs KEY=VALUE", value=override, fix="--set training.rounds=5")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    *parents, last = key.strip().split(".")
-    for part in parents:
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise FedkdError("--set goes through a key that is not a section", value=override)
-    if parents and last == "name" and table.get("name") != value:
-        table.clear()  # another row of the table: the old row's settings are not its own
-    table[last] = value
 
 
 def dump(scenario: Scenario) -> str:

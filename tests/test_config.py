@@ -708,3 +708,12 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     assert device.resolve("auto").type == ("cuda" if n_gpus else "cpu")
     with pytest.raises(FedkdError, match=rf"got 'cuda:{n_gpus}'; allowed: cpu.*auto"):
         device.resolve(f"cuda:{n_gpus}")
+
+
+def test_a_new_name_keeps_the_settings_that_its_row_has_too(tmp_path: Path) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text('[partition]\nname = "dirichlet"\nclients = 40\nalpha = 0.1\n')
+    changed = load(path, ["partition.name=weak"]).partition
+    assert (changed.name, changed.clients) == ("weak", 40)
+    path.write_text("[method.score]\nk = 30\n")
+    assert load(path, ["method.score.name=kmeans"]).method.score.k == 30
