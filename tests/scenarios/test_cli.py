@@ -127,7 +127,7 @@ def test_list_and_doctor() -> None:
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.7])
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, delay_s: float) -> None:
-    what = small(training={"rounds": 30, "distill": {"epochs": 5}})
+    what = small(training={"rounds": 60, "distill": {"epochs": 5}})
     path = tmp_path / "scenario.toml"
     path.write_text(config.dump(what))
     folder = tmp_path / "run"
