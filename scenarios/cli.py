@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
 )
 console = Console()
+INTERRUPTED = 130
 
 Workers = Annotated[
     int | None,
@@ -105,7 +107,7 @@ def _carry_out(scenario: config.Scenario, folder: Path, workers: int | None, as_
         result = simulate.simulate(scenario, folder=folder, listener=listener)
     except KeyboardInterrupt:
         print(f"\nstopped; go on with: fedkd resume {folder}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     path = page.write(result, folder)
     if as_json:
         print(json.dumps(_summary(result, path), indent=2))
@@ -130,6 +132,14 @@ def main() -> None:
     except FedkdError as error:
         print(f"fedkd: {error}", file=sys.stderr)
         sys.exit(2)
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:
+            # CPython replaces the exit code by death from SIGINT if the interrupt struck inside
+            # exec() of a string, as late imports (torch, sympy) do; nothing is left to clean up.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise
 
 
 if __name__ == "__main__":
