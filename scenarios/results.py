@@ -45,10 +45,10 @@ class Cell:
     @property
     def bytes(self) -> int:
         """All payload bytes, up and down, the proxy pool included."""
-        return sum(
-            event["bytes_up"] + event["bytes_down"]
-            for event in self.events
-            if event["event"] in ("round", "pool")
+        contributed = sum(event["bytes_up"] for event in self.of("pool"))
+        return contributed + sum(
+            event["bytes_up"] + event["bytes_down"] + event["bytes_pool"]
+            for event in self.of("round")
         )
 
     @property

@@ -1,6 +1,6 @@
 """What the server measures in a simulation, where it knows the proxy set's labels.
 
-The labels come from the clients' hellos or the public source and are used here only.
+Labels and class counts come from the simulated world and are used here only.
 """
 
 from __future__ import annotations
