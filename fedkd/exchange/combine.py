@@ -19,10 +19,11 @@ GRID = 2.0**30
 """Steps in one: sums are kept as whole numbers of steps."""
 
 
-def steps(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Each value as the nearest whole number of steps of 1 / `GRID`."""
-    scaled = np.multiply(values, GRID, dtype=np.float64)
-    return np.rint(scaled, out=scaled)
+def steps(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each value as the nearest whole number of steps of 1 / `GRID`; exact, also in float32."""
+    scaled = values * np.float32(GRID)
+    np.rint(scaled, out=scaled)
+    return scaled
 
 
 class Consensus(NamedTuple):

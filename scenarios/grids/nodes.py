@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.message.message import make_message
@@ -97,8 +96,7 @@ class Nodes:
 
 def _isolated(message: Message) -> Message:
     """The message with records of its own; the bytes of arrays are immutable and stay shared."""
-    own: dict[str, Any] = {}
+    own = message.content.copy()
     for key, record in message.content.items():
-        fields: Any = dict(record)
-        own[key] = type(record)(fields)
-    return make_message(copy.copy(message.metadata), RecordDict(own))
+        own[key] = record.copy()
+    return make_message(copy.copy(message.metadata), own)
