@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import time
@@ -61,7 +62,9 @@ def kinds(text: str) -> dict[str, str]:
         ("iban", "GB82WEST12345698765432.", "GB82WEST12345698765432"),
         ("card", "card 4111 1111 1111 1111!", "4111 1111 1111 1111"),
         ("card", "card 378282246310005", "378282246310005"),
-        ("phone", "call +49 30 901820 22 now", None),
+        ("phone", "call +49 30 901820 22 now", "+49 30 901820 22"),
+        ("phone", "call (555)010-9999x12 now", "(555)010-9999x12"),
+        ("phone", "call 555.010.9999 now", "555.010.9999"),
         ("phone", "call (555) 010-9999", "(555) 010-9999"),
         ("phone", "call +1 555-010-9999", "+1 555-010-9999"),
         ("digits", "my number is 8675309", "8675309"),
@@ -75,17 +78,21 @@ def kinds(text: str) -> dict[str, str]:
         ("name", "writes Жанна Дарк often", "Жанна Дарк"),
     ],
 )
-def test_private_data_is_found(kind: str, text: str, expected: str | None) -> None:
-    found = kinds(text)
-    if expected is None:
-        assert kind in found or "digits" in found
-    else:
-        assert found[kind] == expected
+def test_private_data_is_found(kind: str, text: str, expected: str) -> None:
+    assert kinds(text)[kind] == expected
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "the cat sat on the mat", "we met 12 people in 2 rooms", "état et été", "a@b", "x1y2"],
+    [
+        "",
+        "the cat sat on the mat",
+        "we met 12 people in 2 rooms",
+        "état et été",
+        "a@b",
+        "x1y2",
+        "v1.2.3",
+    ],
 )
 def test_plain_text_is_not_private(text: str) -> None:
     assert find(text) == []
@@ -183,7 +190,7 @@ def test_counts_are_counted_and_smoothed() -> None:
     """By hand, order 2 and strength 1: from uniform to single tokens to pairs."""
     ngrams = NGrams(CORPUS, vocabulary=6, order=2, strength=1)
     singles = Counter(token for text in CORPUS for token in text)
-    pairs = Counter(pair for text in CORPUS for pair in zip(text, text[1:], strict=False))
+    pairs = Counter(pair for text in CORPUS for pair in itertools.pairwise(text))
     for token in range(6):
         alone = (singles[token] + 1 / 6) / (12 + 1)
         assert ngrams.probability([], token) == pytest.approx(alone, rel=1e-12)
@@ -277,7 +284,7 @@ def test_the_predictor_must_see_both_kinds() -> None:
 
 
 def two_texts() -> Evidence:
-    texts = ["la " * 40, "q8Zr!x0p vK2 mw#9 TbL4 zz7 Qe1 h%o 5Gd yU3 nS6 aJ"]
+    texts = ["la " * 40, "q8Zr!x0p 65530 mw#9 TbL4 zz7 Qe1 h%o 5Gd yU3 nS6 aJ"]
     offsets = [words(text) for text in texts]
     m = sum(len(spans) for spans in offsets)
     return Evidence(
