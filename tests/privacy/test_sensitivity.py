@@ -163,6 +163,13 @@ def test_clipping_keeps_the_softmax_of_what_fits_and_bounds_the_rest(
     assert (np.diff(np.take_along_axis(clipped, order, 1), axis=1) >= 0).all()
 
 
+def test_where_a_row_lies_does_not_matter_only_how_far_it_spreads() -> None:
+    logits = torch.tensor([[100.0, 99.0, 98.5], [1e6, -3e6, 0.0]])
+    got = clip_logits(logits, 1.0)
+    np.testing.assert_allclose(got[0], [0.75, -0.25, -0.75], rtol=1e-12)
+    np.testing.assert_allclose(got[1], [1, -1, 1], rtol=1e-12)
+
+
 @pytest.mark.parametrize("order", [1, 2])
 @given(ROWS, st.floats(1e-3, 1e3))
 @settings(deadline=None, max_examples=80)
