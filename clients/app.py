@@ -146,13 +146,21 @@ def _answer(turn: Turn) -> payload.Bytes | None:
             state["mask"] = steps.filter_pool(client, model, proxy)
         ids, values = steps.answer(client, model, proxy, state["mask"])
         _record(store, client, "soft labels", len(ids))
-        return payload.encode_answer(payload.Answer(client.id, client.round, ids, values))
+        return _packed(client, payload.Answer(client.id, client.round, ids, values))
     if method.exchange == "weights":
         _record(store, client, "weights", 1)
         vector = parameters_to_vector(model.parameters()).detach().cpu().numpy()
         n_samples = len(client.world.private[client.id])
         return payload.encode_weights(vector, client.id, client.round, n_samples)
     return None
+
+
+def _packed(client: steps.Client, answer: payload.Answer) -> payload.Bytes:
+    """The answer as the method's release sends it."""
+    coding = client.scenario.method.release.coding
+    if coding is None:
+        return payload.encode_answer(answer)
+    return payload.encode_sparse_answer(answer, coding, client.draws("coding"))
 
 
 def _open(message: Message, context: Context, store_of: Stores) -> tuple[steps.Client, ClientStore]:
