@@ -19,9 +19,9 @@ from fedkd.data import federation
 from fedkd.data.dataset import split_test, stratified
 from fedkd.data.partition import PARTITIONS, Iid
 from fedkd.data.proxy import Contributed, Foreign, Public
-from fedkd.data.sources import Digits
+from fedkd.data.sources import Digits, Pydoc
 from fedkd.exchange.score import KMeans
-from fedkd.models.zoo import MODELS, build
+from fedkd.models.zoo import IMAGE_MODELS, TEXT_MODELS, build
 from fedkd.rng import stream, torch_stream
 
 Address = tuple[int, str, int, int, str]
@@ -137,6 +137,11 @@ def train(model: str) -> list[torch.Tensor]:
     return list(net.state_dict().values())
 
 
+def write(model: str) -> list[torch.Tensor]:
+    net = build(model, (1, 1, 8), 5, torch_stream(1, "test"), torch.int16)
+    return [*net.state_dict().values(), net(torch.arange(16).view(2, 1, 1, 8) % 5)]
+
+
 def fit_score(per_class: bool) -> list[torch.Tensor]:
     x = torch.arange(300.0).sin().reshape(100, 3)
     score = KMeans(k=4, per_class=per_class)
@@ -158,7 +163,8 @@ def federate(proxy: Contributed | Public | Foreign) -> list[torch.Tensor]:
 def hold_out() -> list[torch.Tensor]:
     whole = Digits().load().train
     chosen = stratified(whole.y.numpy(), 50, stream(1, "test"))
-    return [torch.from_numpy(chosen), split_test(whole, 0.3).test.x]
+    text = Pydoc(length=99).load().test.x
+    return [torch.from_numpy(chosen), split_test(whole, 0.3).test.x, text]
 
 
 FOREIGN = Foreign(source=Digits(test_fraction=0.5), size=50)
@@ -167,7 +173,8 @@ FOREIGN = Foreign(source=Digits(test_fraction=0.5), size=50)
 @pytest.mark.parametrize(
     "act",
     [
-        *(pytest.param(lambda name=name: train(name), id=name) for name in MODELS),
+        *(pytest.param(lambda name=name: train(name), id=name) for name in IMAGE_MODELS),
+        *(pytest.param(lambda name=name: write(name), id=name) for name in TEXT_MODELS),
         *(pytest.param(lambda name=name: split(name), id=name) for name in PARTITIONS),
         *(
             pytest.param(lambda proxy=proxy: federate(proxy), id=proxy.name)

@@ -52,8 +52,8 @@ class HuggingFaceText(Reading):
             topics = _numbers(tables, self.topic_key, "topic_key")
             owners = _numbers(tables, self.client_key, "client_key")
         train, *test = (
-            [Document(text, topic or 0, owner) for text, topic, owner in zip(*rows, strict=True)]
-            for rows in zip(texts, topics, owners, strict=True)
+            [Document(text, topics[i][row] or 0, owners[i][row]) for row, text in enumerate(mine)]
+            for i, mine in enumerate(texts)
         )
         return self.splits(train, test[0] if test else None, self.path)
 
