@@ -93,7 +93,7 @@ def test_gru_is_torchs() -> None:
 
 
 def test_transformer_is_torchs() -> None:
-    """Against TransformerEncoder with pre-norm, GELU and a causal mask."""
+    """Against TransformerEncoder with pre-norm, GELU and a causal mask; any weights will do."""
     width, heads, n = 8, 2, 2
     ours = Transformer(V, longest=L, width=width, heads=heads, blocks=n)
     layer = nn.TransformerEncoderLayer(
