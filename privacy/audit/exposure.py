@@ -16,6 +16,8 @@ from torch import Tensor
 
 from fedkd.data.canaries import FORMATS, Canary
 from fedkd.data.tokens import Tokens, encode
+from fedkd.errors import FedkdError
+from fedkd.models.text import Memory, Reader
 from fedkd.models.zoo import Classifier
 
 BATCH = 1024
@@ -73,16 +75,23 @@ def candidate_losses(
     Shapes: `prefix` int16 [p >= 1]; `blanks` int16 [s_k], for each place k of the secret the tokens
     that may stand there; returns float64 [s_0 * s_1 * …], the last place changing fastest.
 
-    Candidates that begin alike share what the model says of their beginning, so that a million
-    secrets of six digits take 111,111 contexts. The model is put into evaluation mode.
+    The prefix is read once, and candidates that begin alike share what the model says of their
+    beginning, so that a million secrets of six digits take 111,111 contexts of up to six tokens.
+    The model is put into evaluation mode.
+    Raises: FedkdError for a model of images.
     """
+    if not isinstance(model.body, Reader):
+        raise FedkdError("exposure is measured on language models", value=type(model.body).__name__)
     model.eval()
     device = next(model.parameters()).device
-    contexts = torch.from_numpy(prefix).long().to(device)[None]
+    whole = torch.from_numpy(prefix).long().to(device)[None]
+    memory: Memory = model.body.read(whole[:, :-1])[1] if whole.shape[1] > 1 else ()
+    contexts = whole[:, -1:]  # the prefix's last token and then a beginning of the secret
     losses = torch.zeros(1, dtype=torch.float64, device=device)
     for place, symbols in enumerate(blanks):
         choices = torch.from_numpy(symbols).long().to(device)
-        step = torch.cat([_losses(model, block, choices) for block in torch.split(contexts, BATCH)])
+        blocks = torch.split(contexts, BATCH)
+        step = torch.cat([_losses(model, model.body, memory, block, choices) for block in blocks])
         losses = (losses[:, None] + step).flatten()
         if place + 1 < len(blanks):
             grown = contexts.repeat_interleave(len(choices), dim=0)
@@ -90,8 +99,11 @@ def candidate_losses(
     return losses.cpu().numpy()
 
 
-def _losses(model: Classifier, contexts: Tensor, choices: Tensor) -> Tensor:
+def _losses(
+    model: Classifier, body: Reader, memory: Memory, contexts: Tensor, choices: Tensor
+) -> Tensor:
     """Nats, float64 [b, s], of each of the tokens `choices` [s] after each context [b, k]."""
-    last = model.features(contexts[:, None, None])[:, -1]
+    shared = tuple(part.expand(len(contexts), *part.shape[1:]) for part in memory)
+    last = body.read(contexts, shared)[0][:, -1]
     logs: Tensor = model.head(last).double().log_softmax(dim=1)
     return -logs[:, choices]

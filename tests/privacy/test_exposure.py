@@ -20,6 +20,7 @@ from fedkd.data.dataset import as_input
 from fedkd.data.sources import load
 from fedkd.data.text import Pydoc
 from fedkd.data.tokens import VOCABULARY, Tokens, encode
+from fedkd.errors import FedkdError
 from fedkd.models.text import Gru, Transformer
 from fedkd.models.zoo import TEXT_MODELS, Classifier, build
 from fedkd.rng import stream, torch_stream
@@ -49,13 +50,20 @@ def test_losses_are_those_of_brute_force(
     monkeypatch.setattr(exposure, "BATCH", 4)  # so that contexts come in several blocks
     net = model(name, tokens=tokens)
     blanks = ("ab", "0123", "xyz")
-    found = candidate_losses(
-        net, encode("It is ", tokens), [encode(symbols, tokens) for symbols in blanks]
-    )
-    expected = [brute_force(net, "It is ", "".join(s), tokens) for s in product(*blanks)]
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert np.argsort(found).tolist() == np.argsort(expected).tolist()
+    for prefix in ("It is ", ":"):
+        places = [encode(symbols, tokens) for symbols in blanks]
+        found = candidate_losses(net, encode(prefix, tokens), places)
+        expected = [brute_force(net, prefix, "".join(s), tokens) for s in product(*blanks)]
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        assert np.argsort(found).tolist() == np.argsort(expected).tolist()
+
+
+def test_a_model_of_images_is_refused() -> None:
+    with pytest.raises(FedkdError, match="exposure is measured on language models"):
+        candidate_losses(
+            build("mlp", (1, 8, 8), 10, torch_stream(1, "test")), np.zeros(2, np.int16), []
+        )
 
 
 @EVERY
