@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fedkd.config_errors import explain
 from fedkd.config_overrides import apply
+from fedkd.data.canaries import Canaries
 from fedkd.data.federation import Federation, build
 from fedkd.data.partition import Iid, Natural, Partition, Strong, Virtual
 from fedkd.data.proxy import Contributed, Proxy
@@ -30,6 +31,7 @@ from fedkd.exchange.methods import METHODS, Exchange
 from fedkd.exchange.release import Release
 from fedkd.exchange.score import Score
 from fedkd.models.zoo import MODELS
+from fedkd.protection import Privacy
 from fedkd.section import Section
 
 STAGES = ("score", "gate", "release", "combine", "distill")
@@ -121,12 +123,6 @@ class Training(Section):
     """How long the server waits for the replies of one step."""
 
 
-class Privacy(Section):
-    """What may leave. No mechanism is built yet: answers leave as they are, without a guarantee."""
-
-    mechanism: Literal["none"] = "none"
-
-
 class Grid(Section):
     """What carries the messages."""
 
@@ -157,6 +153,8 @@ class Scenario(Section):
     data: Source = Digits()
     partition: Partition = Strong()
     proxy: Proxy = Contributed()
+    canaries: Canaries | None = None
+    """Sentences with made-up secrets in clients' texts, to see what leaks of them."""
     model: Model = Model()
     method: MethodConfig = Field(default_factory=lambda: MethodConfig.model_validate({}))
     training: Training = Training()
@@ -193,7 +191,7 @@ class Scenario(Section):
     def world(self, seed: int) -> Federation:
         """Who holds which samples; built once a process. Raises: FedkdError for impossible data."""
         proxy = self.proxy if self.uses_pool else None
-        return build(self.data, self.partition, proxy, self.validation, seed)
+        return build(self.data, self.partition, proxy, self.validation, seed, self.canaries)
 
     def measures(self, round_: int) -> bool:
         """Whether the clients are measured in a round."""

@@ -120,7 +120,8 @@ class Plan:
         train = self.scenario.world(self.seed).train
         channels, height, width = train.x.shape[1:]
         for name in self.scenario.model.names:
-            zoo.build(name, (channels, height, width), train.n_classes, torch.Generator())
+            shape, dtype = (channels, height, width), train.x.dtype
+            zoo.build(name, shape, train.n_classes, torch.Generator(), dtype)
 
     def read(self, run_folder: Path) -> Cell:
         """The cell as its event log tells it so far."""
