@@ -32,6 +32,9 @@ RECORDS_AT_ONCE = 64
 a batch of 512 takes the cnn 1.3 times as long in one piece."""
 
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
 class Fitted(NamedTuple):
     """What `fit` did, and what the next call must go on from."""
 
@@ -167,6 +170,8 @@ def _per_record(
     model.train()
     wrong = [str(problem) for problem in ModuleValidator.validate(model)]
     wrong += map(str, GradSampleHooksFastGradientClipping.validate(model))
+    # Opacus looks at layers with weights or statistics only.
+    wrong += [str(layer) for layer in model.modules() if isinstance(layer, BATCH_NORMS)]
     if wrong:
         raise FedkdError(
             "DP-SGD cannot train this model, since a layer of it mixes records or keeps statistics",
