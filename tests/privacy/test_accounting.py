@@ -265,6 +265,7 @@ EVENT = st.one_of(
 
 
 @given(EVENT | st.builds(response, st.floats(0.01, 3), st.integers(2, 100), st.integers(1, 50)))
+@settings(deadline=None, max_examples=40)
 def test_events_survive_json_and_dp_accounting(event: Event) -> None:
     row = TypeAdapter[Event](Event)
     assert row.validate_json(event.model_dump_json()) == event
