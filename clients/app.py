@@ -29,7 +29,7 @@ from fedkd import device, payload
 from fedkd.config import from_json
 from fedkd.errors import FedkdError
 from fedkd.models.zoo import Classifier
-from privacy.ledger import Release, What
+from privacy.ledger import Receipt, Release, Sealed, What, seal
 
 Delivery = tuple[Message, Context]
 Handler = Callable[[Sequence[Delivery]], list[Message]]
@@ -55,15 +55,14 @@ def make_app(store_of: Stores = _store_of) -> App:
     def hello(message: Message, context: Context) -> Message:
         client, store = _open(message, context, store_of)
         x, _ = client.world.contribution(client.id)
-        if len(x):
-            _record(store, client, "raw samples", len(x))
+        receipt = _record(store, client, "raw samples", len(x))
         greeting = payload.Hello(
             client.id,
             len(client.world.private[client.id]),
             client.world.train.n_classes,
             x.numpy(),
         )
-        return _reply(message, payload.encode_hello(greeting))
+        return _reply(message, _seal(client, payload.encode_hello(greeting), receipt))
 
     @app.query("pool")
     def pool(message: Message, context: Context) -> Message:
@@ -130,13 +129,13 @@ def _turn(message: Message, context: Context, store_of: Stores, phase: int) -> T
     return Turn(message, client, store, step, dict(state or {}), client.model(state))
 
 
-def _finish(turn: Turn, data: payload.Bytes | None) -> Message:
+def _finish(turn: Turn, sealed: Sealed | None) -> Message:
     """Keep the client's new state and reply."""
     turn.store.save(turn.client.id, turn.step, steps.with_model(turn.state, turn.model))
-    return _reply(turn.message, data, turn.client)
+    return _reply(turn.message, sealed, turn.client)
 
 
-def _answer(turn: Turn) -> payload.Bytes | None:
+def _answer(turn: Turn) -> Sealed | None:
     """What a client sends up after learning from its own data; its mask goes into its state."""
     message, client, store, _, state, model = turn
     method = client.scenario.method
@@ -145,13 +144,15 @@ def _answer(turn: Turn) -> payload.Bytes | None:
         if "mask" not in state or method.score.space == "features":
             state["mask"] = steps.filter_pool(client, model, proxy)
         ids, values = steps.answer(client, model, proxy, state["mask"])
-        _record(store, client, "soft labels", len(ids))
-        return payload.encode_answer(payload.Answer(client.id, client.round, ids, values))
+        receipt = _record(store, client, "soft labels", len(ids))
+        answer = payload.encode_answer(payload.Answer(client.id, client.round, ids, values))
+        return _seal(client, answer, receipt)
     if method.exchange == "weights":
-        _record(store, client, "weights", 1)
+        receipt = _record(store, client, "weights", 1)
         vector = parameters_to_vector(model.parameters()).detach().cpu().numpy()
         n_samples = len(client.world.private[client.id])
-        return payload.encode_weights(vector, client.id, client.round, n_samples)
+        weights = payload.encode_weights(vector, client.id, client.round, n_samples)
+        return _seal(client, weights, receipt)
     return None
 
 
@@ -207,10 +208,10 @@ def _receive_weights(turns: Sequence[Turn]) -> None:
         vector_to_parameters(vector.clone(), turn.model.parameters())
 
 
-def _record(store: ClientStore, client: steps.Client, what: What, rows: int) -> None:
+def _record(store: ClientStore, client: steps.Client, what: What, rows: int) -> Receipt:
     """Charge a release before it is sent."""
     everyone = what == "raw samples"
-    store.ledger(client.id).record(
+    return store.ledger(client.id).record(
         Release(
             client=client.id,
             round=client.round,
@@ -221,12 +222,16 @@ def _record(store: ClientStore, client: steps.Client, what: What, rows: int) -> 
     )
 
 
+def _seal(client: steps.Client, data: payload.Bytes, *receipts: Receipt) -> Sealed:
+    return seal(data, *receipts, client=client.id, round_=client.round)
+
+
 def _reply(
-    message: Message, data: payload.Bytes | None = None, client: steps.Client | None = None
+    message: Message, sealed: Sealed | None = None, client: steps.Client | None = None
 ) -> Message:
     content = RecordDict()
-    if data is not None:
-        content["payload"] = ArrayRecord({"bytes": Array(data)})
+    if sealed is not None:
+        content["payload"] = ArrayRecord({"bytes": Array(sealed.data)})
     if client is not None:
         content["metrics"] = MetricRecord(
             {key: float(value) for key, value in client.metrics.items() if np.isfinite(value)}

@@ -334,7 +334,6 @@ def test_unknown_models_and_references_are_answered_with_the_nearest() -> None:
         ("method.distill.name", "js", "'kl'"),
         ("method.score", "kmeans", "dictionary"),
         ("partition", 3, "dictionary"),
-        ("privacy.release.name", "gausian", "'gaussian'"),
         ("grid.name", "rey", "'inline', "),
         ("model.names", [], "at least 1 item"),
         ("model.names", "mlp", "tuple"),
