@@ -46,9 +46,9 @@ class Federation:
         return len(self.private)
 
     def counts(self, i: int) -> Ids:
-        """How many samples of each class client i holds, contributed ones too: int64 [classes]."""
+        """How many records of each stratum client i holds, contributed ones too: int64 [strata]."""
         held = np.concatenate([self.private[i], self.contributed[i]])
-        return np.bincount(self.train.y.numpy()[held], minlength=self.train.n_classes)
+        return np.bincount(self.train.strata[held], minlength=self.train.n_strata)
 
     def client(self, i: int) -> tuple[Tensor, Tensor]:
         """Client i's private (x [k, c, h, w], y int64 [k]), x in the dtype of `train`."""
