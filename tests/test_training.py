@@ -321,7 +321,7 @@ def text_loss(net: Classifier, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     for record in range(len(x)):
         there = [i for i in range(L) if y[record, i] != NO_LABEL and weight[record, i] > 0]
         parts = [-weight[record, i] * log_p[record, i, y[record, i]] for i in there]
-        total = total + (sum(parts) / len(parts) if parts else 0.0)  # type: ignore[operator]
+        total = total + (sum(parts) / len(parts) if parts else 0.0)
     return total / len(x)
 
 

@@ -99,7 +99,8 @@ def test_every_position_of_an_answered_record_is_answered(grid: dict[str, Any]) 
         ]
         assert ids.tolist() == [position for position, _ in wanted]
         assert values.shape == (len(wanted), V)
-        assert (ids.dtype, values.dtype) == (np.int32, np.float32)
+        assert ids.dtype == np.int32
+        assert values.dtype == np.float32
         for got, (_, expected) in zip(values, wanted, strict=True):
             np.testing.assert_allclose(got, expected.detach(), atol=1e-6)
 
