@@ -80,7 +80,7 @@ def make_app(store_of: Stores = _store_of) -> App:
         if clients[0].scenario.method.exchange == "weights":
             _receive_weights(turns)
         steps.learn_private(clients, models)
-        return [_finish(turn, _answer(turn)) for turn in turns]
+        return [_finish(turn, data) for turn, data in zip(turns, _answers(turns), strict=True)]
 
     def evaluate(deliveries: Sequence[Delivery]) -> list[Message]:
         turns = [_turn(message, context, store_of, 1) for message, context in deliveries]
@@ -89,17 +89,16 @@ def make_app(store_of: Stores = _store_of) -> App:
         if first.client.scenario.method.exchange == "weights":
             _receive_weights(turns)
         elif "payload" in first.message.content:
-            proxy = _pool_of(first.message, first.store)
+            proxy = _proxy_of(first)
             consensus = payload.decode_consensus(
                 _payload(first.message),
                 round_=first.client.round,
-                n_samples=len(proxy.x),
+                n_samples=proxy.n_samples,
                 n_classes=first.client.world.train.n_classes,
             )
             steps.learn_consensus(clients, models, proxy, consensus)
         if first.client.scenario.measures(first.client.round):
-            for client, model in zip(clients, models, strict=True):
-                steps.measure(client, model)
+            steps.measure(clients, models)
         return [_finish(turn, None) for turn in turns]
 
     app.train()(lambda message, context: train([(message, context)])[0])
@@ -135,25 +134,45 @@ def _finish(turn: Turn, sealed: Sealed | None) -> Message:
     return _reply(turn.message, sealed, turn.client)
 
 
-def _answer(turn: Turn) -> Sealed | None:
-    """What a client sends up after learning from its own data; its mask goes into its state."""
-    message, client, store, _, state, model = turn
-    method = client.scenario.method
-    if method.exchange == "soft-labels":
-        proxy = _pool_of(message, store)
-        if "mask" not in state or method.score.space == "features":
-            state["mask"] = steps.filter_pool(client, model, proxy)
-        ids, values = steps.answer(client, model, proxy, state["mask"])
-        receipt = _record(store, client, "soft labels", len(ids))
+def _answers(turns: Sequence[Turn]) -> Sequence[Sealed | None]:
+    """What clients send up after learning from their own data; masks go into their states."""
+    exchange = turns[0].client.scenario.method.exchange
+    if exchange == "soft-labels":
+        return _soft_labels(turns)
+    if exchange == "weights":
+        return [_weights(turn) for turn in turns]
+    return [None] * len(turns)
+
+
+def _soft_labels(turns: Sequence[Turn]) -> list[Sealed]:
+    proxy, score = _proxy_of(turns[0]), turns[0].client.scenario.method.score
+    unsure = [turn for turn in turns if "mask" not in turn.state or score.space == "features"]
+    if unsure:
+        clients, models = [turn.client for turn in unsure], [turn.model for turn in unsure]
+        for turn, mask in zip(unsure, steps.filter_pool(clients, models, proxy), strict=True):
+            turn.state["mask"] = mask
+    answers = steps.answer(
+        [turn.client for turn in turns],
+        [turn.model for turn in turns],
+        proxy,
+        [turn.state["mask"] for turn in turns],
+    )
+    sealed = []
+    for turn, (ids, values) in zip(turns, answers, strict=True):
+        client = turn.client
+        receipt = _record(turn.store, client, "soft labels", len(ids))
         answer = payload.encode_answer(payload.Answer(client.id, client.round, ids, values))
-        return _seal(client, answer, receipt)
-    if method.exchange == "weights":
-        receipt = _record(store, client, "weights", 1)
-        vector = parameters_to_vector(model.parameters()).detach().cpu().numpy()
-        n_samples = len(client.world.private[client.id])
-        weights = payload.encode_weights(vector, client.id, client.round, n_samples)
-        return _seal(client, weights, receipt)
-    return None
+        sealed.append(_seal(client, answer, receipt))
+    return sealed
+
+
+def _weights(turn: Turn) -> Sealed:
+    client = turn.client
+    receipt = _record(turn.store, client, "weights", 1)
+    vector = parameters_to_vector(turn.model.parameters()).detach().cpu().numpy()
+    n_samples = len(client.world.private[client.id])
+    weights = payload.encode_weights(vector, client.id, client.round, n_samples)
+    return _seal(client, weights, receipt)
 
 
 def _open(message: Message, context: Context, store_of: Stores) -> tuple[steps.Client, ClientStore]:
@@ -181,19 +200,21 @@ def _payload(message: Message) -> payload.Bytes:
     return message.content.array_records["payload"]["bytes"].numpy()
 
 
-_POOLS: dict[str, payload.Pool] = {}
-"""The pool of this process's run, decoded once and not once a client and message."""
+_PROXY_SETS: dict[tuple[str, torch.device], steps.ProxySet] = {}
+"""The proxy set of this process's run, decoded and converted once and not once a message."""
 
 
-def _pool_of(message: Message, store: ClientStore) -> payload.Pool:
-    digest = str(_config(message)["pool"])
-    if digest not in _POOLS:
-        data = store.load_pool(digest)
+def _proxy_of(turn: Turn) -> steps.ProxySet:
+    digest = str(_config(turn.message)["pool"])
+    key = (digest, turn.client.device)
+    if key not in _PROXY_SETS:
+        data = turn.store.load_pool(digest)
         if data is None:
             raise FedkdError("this client never received the proxy pool", value=digest[:16])
-        _POOLS.clear()
-        _POOLS[digest] = payload.decode_pool(np.frombuffer(data, dtype=np.uint8))
-    return _POOLS[digest]
+        pool = payload.decode_pool(np.frombuffer(data, dtype=np.uint8))
+        _PROXY_SETS.clear()
+        _PROXY_SETS[key] = steps.ProxySet.of(pool, turn.client.device)
+    return _PROXY_SETS[key]
 
 
 def _receive_weights(turns: Sequence[Turn]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from fedkd.config_errors import explain
 from fedkd.config_overrides import apply
@@ -127,8 +127,9 @@ class Grid(Section):
     """What carries the messages."""
 
     name: Literal["inline", "cohort", "workers", "ray", "flower"] = "inline"
-    block: int = Field(1, ge=0)
-    """`cohort` only: clients that learn together; 0 is what a short calibration finds best."""
+    block: tuple[NonNegativeInt, ...] = Field((1,), min_length=1)
+    """`cohort` only: how many clients are advanced together: one number, or one for each of
+    `model.names`; 0 is what a short calibration finds best."""
     workers: int = Field(0, ge=0)
     """`workers` and `ray`: processes; 0 is as many as there are cores or resources."""
     address: str = ""
@@ -137,6 +138,11 @@ class Grid(Section):
     """`ray` and `flower`: logical CPUs a process."""
     client_gpus: float = Field(0.0, ge=0)
     """`ray` and `flower`: logical GPUs a process; fractions share one."""
+
+    @field_validator("block", mode="before")
+    @classmethod
+    def _one_for_all(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, int) else given
 
 
 class Scenario(Section):
@@ -173,6 +179,13 @@ class Scenario(Section):
                     allowed=", ".join(REFERENCES),
                     fix=did_you_mean(name, REFERENCES),
                 )
+        block, names = self.grid.block, self.model.names
+        if len(block) not in (1, len(names)):
+            raise FedkdError(
+                "grid.block must be one number, or one for each of model.names",
+                value=block,
+                allowed=f"1 number, or {len(names)}",
+            )
         release, distill = self.method.release, self.method.distill
         if release.temperature != distill.temperature:
             raise FedkdError(
@@ -187,6 +200,13 @@ class Scenario(Section):
     def uses_pool(self) -> bool:
         """Whether a proxy set is needed; where it is not, clients keep all their data."""
         return self.method.exchange in ("soft-labels", "proxy-labels")
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """How many clients of each model are advanced together: 1 unless a cohort takes more."""
+        names = self.model.names
+        block = self.grid.block if self.grid.name == "cohort" else (1,)
+        return dict(zip(names, block * len(names) if len(block) == 1 else block, strict=True))
 
     def world(self, seed: int) -> Federation:
         """Who holds which samples; built once a process. Raises: FedkdError for impossible data."""
