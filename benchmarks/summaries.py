@@ -75,7 +75,7 @@ def fit(name: str, public: Public, x: Tensor, y: Tensor, epsilon: float, draws: 
 
 
 def thresholds(heldout: Tensor, pool: Tensor, epsilon: float, draws: Any) -> dict[str, float]:
-    edges = pool.quantile(EDGES).unique()
+    edges = torch.unique(pool.quantile(EDGES))
     back = private_scores(heldout, edges, epsilon, draws)
     back = back if len(back) else edges[:1]
     nobody = pool[:0]
