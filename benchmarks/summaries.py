@@ -135,8 +135,9 @@ def report(split: str, n: int, given: argparse.Namespace, found: dict[Any, list[
         ms = " | ".join(f"{10 * mean(which, name):.0f}" for which in ("s", "score s"))
         cells = " | ".join(f"{mean('auroc', name, epsilon):.1f}" for epsilon in EPSILONS)
         print(f"| {name}: AUROC | {cells} | {ms} |")
-        cells = " | ".join(f"{mean('teacher', name, epsilon):.1f}" for epsilon in EPSILONS)
-        print(f"| {name}: teacher | {cells} | | |")
+        if ("teacher", name, EPSILONS[0]) in found:
+            cells = " | ".join(f"{mean('teacher', name, epsilon):.1f}" for epsilon in EPSILONS)
+            print(f"| {name}: teacher | {cells} | | |")
         for gate in sorted({key[2] for key in found if key[0] == "recall" and key[1] == name}):
             cells = " | ".join(
                 f"{mean('precision', name, gate, epsilon):.0f} / "
