@@ -132,15 +132,26 @@ class Grid(Section):
 
     name: Literal["inline", "cohort", "workers", "ray", "flower"] = "inline"
     block: int = Field(1, ge=0)
-    """`cohort` only: clients that learn together; 0 is what a short calibration finds best."""
+    """`cohort`, and inside each process of `workers` and `ray`: clients that learn together; 0 is
+    what a short calibration finds best. What learns together is equal up to rounding."""
     workers: int = Field(0, ge=0)
     """`workers` and `ray`: processes; 0 is as many as there are cores or resources."""
     address: str = ""
-    """`ray` only: the cluster to attach to; empty starts Ray on this machine."""
+    """`ray` only: the cluster to attach to, HOST:PORT or "auto"; empty starts Ray here."""
     client_cpus: int = Field(1, ge=1)
     """`ray` and `flower`: logical CPUs a process."""
     client_gpus: float = Field(0.0, ge=0)
     """`ray` and `flower`: logical GPUs a process; fractions share one."""
+
+    @model_validator(mode="after")
+    def _gpus_can_be_had(self) -> Grid:
+        if self.client_gpus > 1 and self.client_gpus % 1:
+            raise FedkdError(
+                "a process can have a fraction of one GPU, or whole ones",
+                value=self.client_gpus,
+                fix="set grid.client_gpus to a whole number, or to at most 1",
+            )
+        return self
 
 
 class Scenario(Section):

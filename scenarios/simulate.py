@@ -137,8 +137,10 @@ def plans(scenario: Scenario) -> list[Plan]:
 
 def _calibrated(scenario: Scenario) -> Scenario:
     """The scenario with a measured block where it asks for one; kept with the run from then on."""
-    if scenario.grid.name != "cohort" or scenario.grid.block:
+    if scenario.grid.block:
         return scenario
+    if scenario.grid.name in ("inline", "flower"):  # one client at a time, whatever is fastest
+        return scenario.on(scenario.grid.model_copy(update={"block": 1}))
     world = scenario.world(scenario.seeds[0])
     channels, height, width = world.train.x.shape[1:]
     shape = (channels, height, width)
@@ -148,7 +150,10 @@ def _calibrated(scenario: Scenario) -> Scenario:
         zoo.build(name, shape, world.train.n_classes, torch.Generator()).to(target)
         for name in dict.fromkeys(scenario.model.names)
     ]
-    block = cohort.calibrate(models, shape, scenario.training.local, world.n_clients)
+    most = world.n_clients
+    if scenario.grid.name != "cohort":  # each worker gets two blocks or more
+        most //= 2 * workers.n_processes(scenario.grid, most)
+    block = cohort.calibrate(models, shape, scenario.training.local, most)
     return scenario.on(scenario.grid.model_copy(update={"block": block}))
 
 
@@ -180,12 +185,12 @@ def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> No
         inline.run(server_app, client_app, n_clients, block)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        server_app = make_server_app(scenario, plan.seed, folder or Path(scratch), tell)
+        home = folder or Path(scratch)
+        server_app = make_server_app(scenario, plan.seed, home, tell)
         if settings.name == "workers":
-            n_workers = settings.workers or len(os.sched_getaffinity(0))
-            workers.run(server_app, CLIENT_APP, n_clients, n_workers, scenario.threads)
+            workers.run(server_app, CLIENT_APP, n_clients, home, settings, scenario.threads)
         elif settings.name == "ray":
-            actors.run(server_app, CLIENT_APP, n_clients, settings, scenario.threads)
+            actors.run(server_app, CLIENT_APP, n_clients, home, settings, scenario.threads)
         else:
             flower.run(server_app, folder_client_app, n_clients, settings)
 

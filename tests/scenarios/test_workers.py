@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fedkd.config import Grid
 from scenarios.grids import workers
 from scenarios.simulate import simulate
 from server.app import make_app
@@ -52,7 +53,8 @@ def test_a_worker_that_is_killed_is_replaced_and_the_bits_are_the_same(tmp_path:
 def test_a_client_that_kills_its_process_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
     events: list[Event] = []
     server = make_app(small(), 1, tmp_path, events.append)
-    workers.run(server, "deadly:app", n_clients=3, n_workers=1, threads=1)
+    grid = Grid(name="workers", workers=1)
+    workers.run(server, "deadly:app", 3, tmp_path, grid, threads=1)
     refused = [event for event in events if event["event"] == "refused"]
     assert [(event["round"], event["client"]) for event in refused] == [(1, 1), (2, 1)]
     assert all("died 3 times" in event["reason"] for event in refused)
