@@ -75,7 +75,7 @@ class Dealer:
             queue.appendleft(block)
 
     def put_back(self, blocks: Sequence[Block], *, alone: bool = False) -> None:
-        """Blocks that a dead worker held: they are next, and not joined to others if `alone`."""
+        """Queue what a dead worker held for anyone; not joined to other blocks if `alone`."""
         self._queues[None].extendleft(reversed(blocks))
         if alone:
             self._alone |= {message.metadata.message_id for block in blocks for message in block}
