@@ -51,14 +51,15 @@ class Node:
             *("--block", "--num-cpus=1", "--disable-usage-stats"),
             *("--object-store-memory=100000000", *options),  # the last of two counts
         ]
-        self._process = subprocess.Popen(
-            command,
-            cwd="/",
-            env={**os.environ, "PYTHONPATH": str(hide), "RAY_USAGE_STATS_ENABLED": "0"},
-            stdin=subprocess.DEVNULL,
-            stdout=(home / "node.log").open("a"),
-            stderr=subprocess.STDOUT,
-        )
+        with (home / "node.log").open("a") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd="/",
+                env={**os.environ, "PYTHONPATH": str(hide), "RAY_USAGE_STATS_ENABLED": "0"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
     def processes(self) -> list[int]:
         """All its processes."""
