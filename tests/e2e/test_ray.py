@@ -93,6 +93,7 @@ def test_a_node_that_dies_in_a_round_costs_time_and_no_bits(tmp_path: Path) -> N
         assert "MALLOC_TRIM_THRESHOLD_" in variables
         assert "py_modules_files" in variables["PYTHONPATH"]
         made.nodes[1].kill()
+        assert not (folder / "edgefd" / "seed-1" / "done").exists(), "it was too late to kill it"
         out, error = process.communicate(timeout=240)
         assert process.returncode == 0, out + error
     simulate(scenario, folder=tmp_path / "inline")

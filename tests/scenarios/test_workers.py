@@ -72,7 +72,10 @@ def test_a_worker_that_is_killed_is_replaced_and_the_bits_are_the_same(tmp_path:
     assert facts(result) == facts(simulate(small(training=training)))
 
 
-@pytest.mark.parametrize("block", [1, 3], ids=["alone", "in a block"])
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(1, id="alone"), pytest.param(3, id="in a block", marks=pytest.mark.slow)],
+)
 def test_a_client_that_kills_its_process_is_left_out_and_the_others_go_on(
     tmp_path: Path, block: int
 ) -> None:
@@ -88,6 +91,7 @@ def test_a_client_that_kills_its_process_is_left_out_and_the_others_go_on(
     assert measured == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_small_clients_travel_in_blocks_and_the_bits_are_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -121,10 +125,14 @@ def test_cohorts_inside_workers_are_the_cohorts_of_one_process() -> None:
     assert facts(spread) != facts(simulate(scenario)), "nothing learnt together"
 
 
+@pytest.mark.slow
 def test_a_block_for_workers_can_be_calibrated_and_is_kept(tmp_path: Path) -> None:
     scenario = small(training={"rounds": 1}, grid={"name": "workers", "workers": 1, "block": 0})
     result = simulate(scenario, folder=tmp_path)
-    assert 1 <= result.scenario.grid.block <= 3 // 2
+    assert result.scenario.grid.block == 1, "one worker gets two blocks of three clients or more"
+    one_by_one = simulate(scenario.on(Grid(block=0)))
+    assert one_by_one.scenario.grid.block == 1, "one client at a time, whatever is fastest"
+    assert facts(one_by_one) == facts(result)
 
 
 def test_a_folder_that_workers_do_not_see_is_one_error(tmp_path: Path) -> None:
@@ -166,6 +174,7 @@ def test_a_machine_with_other_versions_is_one_error(tmp_path: Path) -> None:
         Carrier(other)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_worker(tmp_path: Path) -> None:
     """As a terminal does it: the signal goes to the whole process group."""
     scenario = tmp_path / "scenario.toml"
