@@ -15,7 +15,7 @@ import pytest
 from fedkd import config
 from fedkd.config import Grid
 from fedkd.errors import FedkdError
-from scenarios.grids import workers
+from scenarios.grids import pool, workers
 from scenarios.grids.carrier import Carrier, Greeting
 from scenarios.grids.dealer import Block
 from scenarios.grids.pool import Worker, run_on
@@ -161,6 +161,19 @@ def test_a_worker_that_cannot_start_is_one_error(
         workers.run(server, "stillborn:app", 3, tmp_path / "run", grid, threads=1)
     with pytest.raises(FedkdError, match=r"cannot start: ModuleNotFoundError.*no_such_app"):
         workers.run(server, "no_such_app:app", 3, tmp_path / "run", grid, threads=1)
+    assert children() == []
+
+
+def test_workers_that_never_get_ready_are_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sleeper.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(pool, "START_S", 1.0)
+    server = make_app(small(), 1, tmp_path / "run")
+    grid = Grid(name="workers", workers=2)
+    with pytest.raises(FedkdError, match=r"no worker got ready within 1 s; got '2 asked for'"):
+        workers.run(server, "sleeper:app", 3, tmp_path / "run", grid, threads=1)
     assert children() == []
 
 
