@@ -31,6 +31,13 @@ Workers = Annotated[
     int | None,
     typer.Option(min=0, help="Share the clients among N processes; 0 is one a core."),
 ]
+Ray = Annotated[
+    bool, typer.Option("--ray", help="Share the clients among Ray actors on this machine.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(metavar="ADDR", help="The same on a running cluster: HOST:PORT, or auto."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as runs/NAME-TIME.")]
 
@@ -46,18 +53,27 @@ def run(
         Path | None, typer.Option(help="The run folder; runs/NAME-TIME unless given.")
     ] = None,
     workers: Workers = None,
+    ray: Ray = False,
+    ray_address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a scenario with its reference rows; report and plots go to the run folder."""
     what = config.load(scenario, overrides or ())
     folder = out or simulate.new_folder(what, Path("runs"))
-    _carry_out(what, folder, workers, as_json)
+    _carry_out(_placed(what, workers, ray, ray_address), folder, as_json)
 
 
 @app.command()
-def resume(folder: RunFolder, workers: Workers = None, as_json: AsJson = False) -> None:
+def resume(
+    folder: RunFolder,
+    workers: Workers = None,
+    ray: Ray = False,
+    ray_address: RayAddress = None,
+    as_json: AsJson = False,
+) -> None:
     """Go on with a run that was stopped, from its last checkpoints."""
-    _carry_out(simulate.scenario_of(folder), folder, workers, as_json)
+    scenario = _placed(simulate.scenario_of(folder), workers, ray, ray_address)
+    _carry_out(scenario, folder, as_json)
 
 
 @app.command()
@@ -99,9 +115,25 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def _carry_out(scenario: config.Scenario, folder: Path, workers: int | None, as_json: bool) -> None:
+def _placed(
+    scenario: config.Scenario, workers: int | None, ray: bool, ray_address: str | None
+) -> config.Scenario:
+    """The scenario on the grid that the options ask for; the grid's other settings stay."""
+    change: dict[str, object] = {}
+    if workers is not None and (ray or ray_address is not None):
+        raise FedkdError(
+            "two grids are asked for",
+            value=f"--workers {workers} and {'--ray' if ray else '--ray-address'}",
+            fix="leave one out; --ray with --set grid.workers=N limits Ray's workers",
+        )
     if workers is not None:
-        scenario = scenario.on(config.Grid(name="workers", workers=workers))
+        change = {"name": "workers", "workers": workers}
+    elif ray or ray_address is not None:
+        change = {"name": "ray", "address": ray_address or ""}
+    return scenario.on(scenario.grid.model_copy(update=change))
+
+
+def _carry_out(scenario: config.Scenario, folder: Path, as_json: bool) -> None:
     listener = None if as_json else Progress(console, scenario)
     try:
         result = simulate.simulate(scenario, folder=folder, listener=listener)
