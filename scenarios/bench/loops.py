@@ -1,0 +1,159 @@
+"""The arithmetic of a work alone: no messages, no checks, no state kept. What a grid can reach.
+
+Batches are slices of a permutation and memory is channels-last, as in `fedkd.training`. With
+several processes each takes every so-many-th client, with one thread and glibc's memory kept
+(`scenarios.grids.workers.MALLOC`): the best plain loop that we know of.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from fedkd.data.dataset import as_input
+from fedkd.models import zoo
+from fedkd.models.zoo import Classifier
+from fedkd.rng import stream, torch_stream
+from fedkd.training import EVALUATION_BATCH
+from scenarios.bench.work import BATCH, RATE, Work, read
+from scenarios.grids.workers import MALLOC
+
+
+class Parts(NamedTuple):
+    """The arrays of a work's folder."""
+
+    x: Tensor  # uint8 [clients, n, c, h, w]
+    y: Tensor  # int64 [clients, n]
+    pool: Tensor  # float32 [p, c, h, w]
+
+
+def load(folder: Path) -> Parts:
+    """The arrays of a work's folder; the pool is ready to be looked at."""
+    with np.load(folder / "parts.npz") as arrays:
+        x, y, pool = (torch.from_numpy(arrays[key]) for key in ("x", "y", "pool"))
+    return Parts(x, y, as_input(pool).contiguous(memory_format=torch.channels_last))
+
+
+def new_model(work: Work, parts: Parts) -> Classifier:
+    """The work's model, as drawn from the work's seed."""
+    channels, height, width = parts.x.shape[2:]
+    draws = torch_stream(work.seed, "bench", purpose="init")
+    return zoo.build(work.model, (channels, height, width), 10, draws)
+
+
+def learn(model: Classifier, x: Tensor, y: Tensor, order: Tensor) -> None:
+    """One epoch of SGD on samples x uint8 [n, c, h, w] in the `order` [n]."""
+    inputs = as_input(x).contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    for ids in order.split(BATCH):
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs[ids]), y[ids]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+@torch.no_grad()
+def answer(model: Classifier, pool: Tensor) -> Tensor:
+    """Soft labels [p, classes] of the proxy set."""
+    blocks = [torch.softmax(model(block), dim=1) for block in pool.split(EVALUATION_BATCH)]
+    return torch.cat(blocks)
+
+
+def play(work: Work, parts: Parts, clients: Sequence[int], round_: int, weights: Tensor) -> Tensor:
+    """One round of these clients: the sum of their answers [p, classes], or of their weights."""
+    total = torch.zeros(())
+    model = new_model(work, parts)
+    for client in clients:
+        vector_to_parameters(weights.clone(), model.parameters())
+        draws = stream(work.seed, "bench", round_, client, "batches")
+        order = torch.from_numpy(draws.permutation(parts.y.shape[1]))
+        learn(model, parts.x[client], parts.y[client], order)
+        if work.average:
+            total = total + parameters_to_vector(model.parameters()).detach()
+            continue
+        answers = answer(model, parts.pool)
+        total = total + answers
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+        for x, target in zip(parts.pool.split(BATCH)[:2], answers.split(BATCH)[:2], strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), target).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return total
+
+
+def bare(folder: Path, n_processes: int, tick: Callable[[], None]) -> None:
+    """All rounds of a work; `tick` is called before the first and after each."""
+    work, parts = read(folder), load(folder)
+    weights = parameters_to_vector(new_model(work, parts).parameters()).detach()
+    clients = range(work.clients)
+    if n_processes == 1:
+        tick()
+        for round_ in range(1, work.rounds + 1):
+            total = play(work, parts, clients, round_, weights)
+            weights = total / work.clients if work.average else weights
+            tick()
+        return
+    os.environ.update(MALLOC)  # read by the processes when they start
+    context = multiprocessing.get_context("spawn")
+    links: list[Connection] = []
+    processes = []
+    for share in range(n_processes):
+        mine, theirs = context.Pipe()
+        process = context.Process(
+            target=_serve, args=(folder, clients[share::n_processes], theirs), daemon=True
+        )
+        process.start()
+        links.append(mine)
+        processes.append(process)
+    for link in links:
+        link.recv()  # it has loaded its data
+    tick()
+    for round_ in range(1, work.rounds + 1):
+        for link in links:
+            link.send((round_, weights.numpy()))
+        totals = [torch.from_numpy(link.recv()) for link in links]
+        weights = sum(totals[1:], totals[0]) / work.clients if work.average else weights
+        tick()
+    for link, process in zip(links, processes, strict=True):
+        link.close()
+        process.join()
+
+
+def _serve(folder: Path, clients: Sequence[int], link: Connection) -> None:
+    torch.set_num_threads(1)
+    work, parts = read(folder), load(folder)
+    link.send(None)
+    try:
+        while True:
+            round_, weights = link.recv()
+            link.send(play(work, parts, clients, round_, torch.from_numpy(weights)).numpy())
+    except EOFError:
+        return
+
+
+class Clock:
+    """Unix time of the first tick and the seconds between ticks: what an engine reports."""
+
+    def __init__(self) -> None:
+        self.began = 0.0
+        self._ticks: list[float] = []
+
+    def tick(self) -> None:
+        """Before the first round and after each."""
+        self.began = self.began or time.time()
+        self._ticks.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of each round."""
+        return np.diff(self._ticks).tolist()
