@@ -54,7 +54,7 @@ def make_app(store_of: Stores = _store_of) -> App:
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
         client, store = _open(message, context, store_of)
-        x, y = client.world.contribution(client.id)
+        x, _ = client.world.contribution(client.id)
         if len(x):
             _record(store, client, "raw samples", len(x))
         greeting = payload.Hello(
@@ -62,8 +62,6 @@ def make_app(store_of: Stores = _store_of) -> App:
             len(client.world.private[client.id]),
             client.world.train.n_classes,
             x.numpy(),
-            y.numpy(),
-            client.world.class_counts[client.id],
         )
         return _reply(message, payload.encode_hello(greeting))
 
@@ -152,7 +150,8 @@ def _answer(turn: Turn) -> payload.Bytes | None:
     if method.exchange == "weights":
         _record(store, client, "weights", 1)
         vector = parameters_to_vector(model.parameters()).detach().cpu().numpy()
-        return payload.encode_weights(vector, client.id, client.round)
+        n_samples = len(client.world.private[client.id])
+        return payload.encode_weights(vector, client.id, client.round, n_samples)
     return None
 
 
@@ -201,7 +200,7 @@ def _receive_weights(turns: Sequence[Turn]) -> None:
     client = turns[0].client
     size = sum(weight.numel() for weight in turns[0].model.parameters())
     raw = _payload(turns[0].message)
-    weights = payload.decode_weights(raw, client=-1, round_=client.round, size=size)
+    weights, _ = payload.decode_weights(raw, client=-1, round_=client.round, size=size)
     vector = torch.from_numpy(weights).to(client.device)
     for turn in turns:
         # A copy each: the parameters become views of the vector that they are taken from.

@@ -203,7 +203,7 @@ def measure(client: Client, model: Classifier) -> None:
             model, world.test.x.to(client.device), world.test.y.to(client.device), train.n_classes
         )
         n_test = np.bincount(world.test.y.numpy(), minlength=train.n_classes)
-        n_own = np.where(n_test > 0, world.class_counts[client.id], 0)
+        n_own = np.where(n_test > 0, world.counts(client.id), 0)
         client.metrics["accuracy"] = float(np.nansum(per_class * n_test) / n_test.sum())
         if n_own.sum():
             client.metrics["own_accuracy"] = float(np.nansum(per_class * n_own) / n_own.sum())

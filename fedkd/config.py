@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from fedkd.config_errors import explain
 from fedkd.config_overrides import apply
 from fedkd.data.federation import Federation, build
-from fedkd.data.partition import Iid, Natural, Partition, Strong
+from fedkd.data.partition import Iid, Natural, Partition, Strong, Virtual
 from fedkd.data.proxy import Contributed, Proxy
 from fedkd.data.sources import Digits, Source
 from fedkd.data.sources import load as load_data
@@ -224,6 +224,8 @@ def _iid(scenario: Scenario) -> dict[str, Any]:
     if isinstance(scenario.partition, Natural):
         owners = load_data(scenario.data).train.client_ids
         return {"partition": Iid(clients=1 if owners is None else len(set(owners.tolist())))}
+    if isinstance(scenario.partition, Virtual):
+        return {"partition": scenario.partition.model_copy(update={"alpha": None})}
     return {"partition": Iid(clients=scenario.partition.clients)}
 
 

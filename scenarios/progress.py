@@ -77,8 +77,7 @@ class Progress:
 def _pool(event: Event) -> str:
     given = event["n_contributed"]
     origin = f"{given} private samples given in the clear" if given else "public"
-    sent = size(event["bytes_down"])
-    return f"proxy set of {event['n_samples']} samples ({origin}), {sent} sent out"
+    return f"proxy set of {event['n_samples']} samples ({origin}), {size(event['bytes_each'])} each"
 
 
 def _speed(rounds: list[Event]) -> str:

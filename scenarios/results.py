@@ -45,10 +45,11 @@ class Cell:
     @property
     def bytes(self) -> int:
         """All payload bytes, up and down, the proxy pool included."""
-        return sum(
-            event["bytes_up"] + event["bytes_down"]
-            for event in self.events
-            if event["event"] in ("round", "pool")
+        contributed = sum(int(event["bytes_up"]) for event in self.of("pool"))
+        return contributed + sum(
+            int(event[key])
+            for event in self.of("round")
+            for key in ("bytes_up", "bytes_down", "bytes_pool")
         )
 
     @property

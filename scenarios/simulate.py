@@ -154,7 +154,8 @@ def _calibrated(scenario: Scenario) -> Scenario:
 
 def _run_cell(plan: Plan, run_folder: Path | None, listener: Listener | None) -> Cell:
     def tell(event: Event) -> None:
-        events.append(event)
+        if run_folder is None:
+            events.append(event)
         if listener is not None:
             listener(plan.row, plan.seed, event)
 

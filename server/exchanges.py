@@ -91,6 +91,7 @@ class SoftLabels:
     def __init__(self, job: Job, roster: Roster) -> None:
         assert roster.pool is not None  # every method of this exchange uses a pool
         self._roster = roster
+        self._world = job.world
         self._n_samples = len(roster.pool.x)
         self._rule = job.scenario.method.combine
         self._simplex = job.scenario.method.release.name == "probabilities"
@@ -118,7 +119,7 @@ class SoftLabels:
         labels = self._roster.labels
         if labels is None:
             return {"accepted": len(answer.ids) / self._n_samples}
-        return measures.filter_quality(answer.ids, labels, self._roster.class_counts[client])
+        return measures.filter_quality(answer.ids, labels, self._world.counts(client))
 
     def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
         """The consensus; nothing if no sample was answered by anyone."""
@@ -155,9 +156,6 @@ class Weights:
         init = torch_stream(job.seed, "server", purpose="init")
         model = build(names.pop(), roster.shape, roster.n_classes, init)
         self._weights = parameters_to_vector(model.parameters()).detach().numpy()
-        self._samples = {
-            client: int(counts.sum()) for client, counts in roster.class_counts.items()
-        }
         self._average = WeightAverage()
 
     def ask(self, round_: int) -> payload.Bytes | None:
@@ -169,10 +167,10 @@ class Weights:
         """Add one client's weights."""
         if data is None:
             raise PayloadError("no weights in the reply")
-        weights = payload.decode_weights(
+        weights, n_samples = payload.decode_weights(
             data, client=client, round_=round_, size=len(self._weights)
         )
-        self._average.add(weights, self._samples[client])
+        self._average.add(weights, n_samples)
         return {}
 
     def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:

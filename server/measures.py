@@ -1,6 +1,6 @@
 """What the server measures in a simulation, where it knows the proxy set's labels.
 
-The labels come from the clients' hellos or the public source and are used here only.
+Labels and class counts come from the simulated world and are used here only.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ def filter_quality(
     Args: ids: accepted proxy ids [m]; labels: of the proxy set [n]; class_counts: of the client.
     Returns: accepted share, precision, recall, and accepted samples by class.
     """
-    familiar = class_counts[labels] > 0
-    right = int(familiar[ids].sum())
+    n_classes = len(class_counts)
+    held = class_counts > 0
+    answered = np.bincount(labels[ids], minlength=n_classes)
+    right = int(answered[held].sum())
+    familiar = int(np.bincount(labels, minlength=n_classes)[held].sum())
     quality: dict[str, Any] = {
         "accepted": len(ids) / len(labels),
-        "accepted_by_class": np.bincount(labels[ids], minlength=len(class_counts)).tolist(),
+        "accepted_by_class": answered.tolist(),
     }
     if len(ids):
         quality["precision"] = right / len(ids)
-    if familiar.any():
-        quality["recall"] = right / int(familiar.sum())
+    if familiar:
+        quality["recall"] = right / familiar
     return quality
 
 

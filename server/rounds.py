@@ -29,29 +29,45 @@ def run(grid: Grid, job: Job, log: EventLog, checkpoints: Path | None) -> None:
     exchange = exchange_of(job, roster)
     if saved:
         exchange.restore(saved.arrays)
+        roster.holders.update(saved.note["holders"])
     for round_ in range(saved.round + 1 if saved else 1, job.scenario.training.rounds + 1):
         play(grid, job, log, roster, exchange, round_)
         if checkpoints:
             log.sync()
-            note = {"events_bytes": log.size()}
+            note = {"events_bytes": log.size(), "holders": sorted(roster.holders)}
             checkpoint.save(checkpoints, Checkpoint(round_, note, exchange.arrays()))
 
 
 def play(
     grid: Grid, job: Job, log: EventLog, roster: Roster, exchange: Exchange, round_: int
 ) -> None:
-    """One round: `train`, then `evaluate`; one event for each who takes part and one for all."""
+    """One round: `train`, then `evaluate`; one event for each who takes part and one for all.
+
+    Who takes part for the first time gets the proxy pool before that.
+    """
     start = time.perf_counter()
     timeout_s = job.scenario.training.timeout_s
     nodes = {client: roster.nodes[client] for client in participants(job, roster, round_)}
     reports: dict[int, Report] = {client: {} for client in nodes}
     failures: list[str] = []
     n_heard = 0
-    up = down = 0
+    up = down = pool = 0
 
     def refuse(step: str, client: int, reason: str) -> None:
         failures.append(reason)
+        roster.holders.discard(client)  # it may have lost everything: let it have the pool again
         log.emit("refused", round=round_, client=client, step=step, reason=reason)
+
+    if roster.packed is not None:
+        newcomers = {c: node for c, node in nodes.items() if c not in roster.holders}
+        content = job.content(0, roster.digest, roster.packed)
+        for reply in ask(grid, newcomers, content, "query.pool", timeout_s):
+            pool += len(roster.packed)
+            if reply.failure:
+                refuse("pool", reply.client, f"did not take the proxy pool: {reply.failure}")
+                del nodes[reply.client]
+            else:
+                roster.holders.add(reply.client)
 
     question = exchange.ask(round_)
     content = job.content(round_, roster.digest, question)
@@ -81,9 +97,10 @@ def play(
     log.emit(
         "round",
         round=round_,
-        n_clients=len(nodes),
+        n_clients=len(reports),
         bytes_up=up,
         bytes_down=down,
+        bytes_pool=pool,
         **said,
         **measures.over_clients(list(reports.values())),
         n_learnt=sum(
@@ -97,10 +114,10 @@ def play(
 
 def participants(job: Job, roster: Roster, round_: int) -> list[int]:
     """Who takes part, drawn from the sorted partition ids; at least one."""
-    clients = sorted(roster.nodes)
+    clients = roster.clients
     n_taking_part = max(1, round(job.scenario.training.participation * len(clients)))
     draws = stream(job.seed, "server", round_, purpose="participants")
-    return sorted(draws.choice(clients, n_taking_part, replace=False).tolist())
+    return sorted(clients[i] for i in draws.choice(len(clients), n_taking_part, replace=False))
 
 
 def _payload(reply: Reply) -> payload.Bytes | None:

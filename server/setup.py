@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 
 from fedkd import payload
 from fedkd.config import Scenario
+from fedkd.data.federation import Federation
 from fedkd.errors import FedkdError
+from fedkd.models.zoo import Shape
 from server.calls import POLL_S, ask
 from server.events import EventLog
 
 HELLO_TIMEOUT_S = 600.0
 GATHER_TIMEOUT_S = 60.0
+MOST_SHOWN = 1000
+"""Clients whose holdings go into the event log, for the report; a population is not listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,11 @@ class Job:
     seed: int
     state_folder: str
     """Where simulated clients keep their state; clients with a folder of their own ignore it."""
+
+    @property
+    def world(self) -> Federation:
+        """Who holds what: a simulation's server measures by it, and never learns from it."""
+        return self.scenario.world(self.seed)
 
     def content(self, round_: int, pool: str = "", data: payload.Bytes | None = None) -> RecordDict:
         """The content of a message: the scenario, the round, the pool's digest and a payload."""
@@ -52,63 +61,90 @@ class Job:
 class Roster:
     """The clients of a run and their proxy set."""
 
-    nodes: dict[int, int]
-    """Node id by client."""
-    class_counts: dict[int, NDArray[np.int64]]
+    nodes: Mapping[int, int] | range
+    """Node id by client: `nodes[client]`."""
     n_classes: int
-    shape: tuple[int, int, int]
+    shape: Shape
     """Of one sample: channels, height, width."""
     pool: payload.Pool | None
     labels: NDArray[np.int64] | None
     """True labels of the proxy set, to measure by; None where they mean nothing (foreign data)."""
+    packed: payload.Bytes | None
+    """The pool as it is sent."""
     digest: str
+    holders: set[int]
+    """Clients that have the pool: it goes to each once, when it first takes part."""
+
+    @property
+    def clients(self) -> Sequence[int]:
+        """All clients, ascending; never a list of a million."""
+        return range(len(self.nodes)) if isinstance(self.nodes, range) else sorted(self.nodes)
 
 
 def set_up(grid: Grid, job: Job, log: EventLog) -> Roster:
-    """Greet every node, make the proxy pool and send it to every client.
+    """Find out who is there, and make the proxy pool.
 
+    Nodes are greeted where only they know which client they are, or what it gives to the pool;
+    a grid of our own names its nodes in partition order, and then nobody is asked for nothing.
     Raises: FedkdError if a node does not answer, or two speak for one client.
     """
-    hellos, nodes = _greet(grid, job)
-    for hello in hellos:
+    world = job.world
+    ids = _gather(grid, world.n_clients)
+    hellos: list[payload.Hello] = []
+    nodes: Mapping[int, int] | range
+    if isinstance(ids, range) and not _gives(job):
+        nodes = ids
+        channels, height, width = world.train.x.shape[1:]
+        shape, n_classes = (channels, height, width), world.train.n_classes
+    else:
+        hellos, nodes = _greet(grid, job, ids)
+        n_classes = hellos[0].n_classes
+        channels, height, width = hellos[0].contribution.shape[1:]
+        shape = (channels, height, width)
+    for client in range(min(world.n_clients, MOST_SHOWN)):
         log.emit(
             "hello",
-            client=hello.client,
-            n_private=hello.n_private,
-            contributed=len(hello.contribution),
-            class_counts=hello.class_counts.tolist(),
+            client=client,
+            n_private=len(world.private[client]),
+            contributed=len(world.contributed[client]),
+            class_counts=world.counts(client).tolist(),
         )
-    counts = {hello.client: hello.class_counts for hello in hellos}
-    known: dict[str, Any] = {
-        "nodes": nodes,
-        "class_counts": counts,
-        "n_classes": hellos[0].n_classes,
-        "shape": hellos[0].contribution.shape[1:],
-    }
     if not job.scenario.uses_pool:
-        return Roster(**known, pool=None, labels=None, digest="")
-    pool, labels = _pool(job, hellos)
-    data = payload.encode_pool(pool)
-    digest = hashlib.sha256(data.tobytes()).hexdigest()
-    for reply in ask(grid, nodes, job.content(0, digest, data), "query.pool", HELLO_TIMEOUT_S):
-        if reply.failure:
-            raise FedkdError(f"client {reply.client} did not take the proxy pool: {reply.failure}")
-    log.emit(
-        "pool",
-        n_samples=len(pool.x),
-        n_contributed=int((pool.contributor >= 0).sum()),
-        class_counts=None
-        if labels is None
-        else np.bincount(labels, minlength=hellos[0].n_classes).tolist(),
-        bytes_up=sum(hello.contribution.nbytes for hello in hellos),
-        bytes_down=len(data) * len(nodes),
+        pool, labels, packed, digest = None, None, None, ""
+    else:
+        pool, labels = _pool(world, hellos)
+        packed = payload.encode_pool(pool)
+        digest = hashlib.sha256(packed.tobytes()).hexdigest()
+        log.emit(
+            "pool",
+            n_samples=len(pool.x),
+            n_contributed=int((pool.contributor >= 0).sum()),
+            class_counts=None
+            if labels is None
+            else np.bincount(labels, minlength=n_classes).tolist(),
+            bytes_up=sum(hello.contribution.nbytes for hello in hellos),
+            bytes_each=len(packed),
+        )
+    return Roster(
+        nodes=nodes,
+        n_classes=n_classes,
+        shape=shape,
+        pool=pool,
+        labels=labels,
+        packed=packed,
+        digest=digest,
+        holders=set(),
     )
-    return Roster(**known, pool=pool, labels=labels, digest=digest)
 
 
-def _greet(grid: Grid, job: Job) -> tuple[list[payload.Hello], dict[int, int]]:
+def _gives(job: Job) -> bool:
+    """Whether clients give samples to the pool."""
+    return job.scenario.uses_pool and job.world.public_x is None
+
+
+def _greet(grid: Grid, job: Job, ids: Sequence[int]) -> tuple[list[payload.Hello], dict[int, int]]:
     """The hellos in partition order, and the node of each client."""
-    by_node = {node: node for node in _gather(grid, job.scenario.world(job.seed).n_clients)}
+    by_node = {node: node for node in ids}
     hellos: dict[int, payload.Hello] = {}
     nodes: dict[int, int] = {}
     for reply in ask(grid, by_node, job.content(0), "query.hello", HELLO_TIMEOUT_S):
@@ -133,10 +169,10 @@ def _check_alike(hellos: list[payload.Hello]) -> None:
         )
 
 
-def _gather(grid: Grid, n_clients: int) -> list[int]:
+def _gather(grid: Grid, n_clients: int) -> Sequence[int]:
     """The node ids, once all are there. Raises: FedkdError if it is not one node a client."""
     deadline = time.monotonic() + GATHER_TIMEOUT_S
-    while len(nodes := sorted(grid.get_node_ids())) < n_clients and time.monotonic() < deadline:
+    while len(nodes := _listed(grid)) < n_clients and time.monotonic() < deadline:
         time.sleep(POLL_S)
     if len(nodes) != n_clients:
         raise FedkdError(
@@ -148,9 +184,16 @@ def _gather(grid: Grid, n_clients: int) -> list[int]:
     return nodes
 
 
-def _pool(job: Job, hellos: list[payload.Hello]) -> tuple[payload.Pool, NDArray[np.int64] | None]:
+def _listed(grid: Grid) -> Sequence[int]:
+    """The node ids, ascending; a range stays one."""
+    nodes = grid.get_node_ids()
+    return nodes if isinstance(nodes, range) else sorted(nodes)
+
+
+def _pool(
+    world: Federation, hellos: list[payload.Hello]
+) -> tuple[payload.Pool, NDArray[np.int64] | None]:
     """The proxy set and its labels: what the clients gave, or the scenario's public samples."""
-    world = job.scenario.world(job.seed)
     if world.public_x is not None:
         contributor = np.full(len(world.public_x), -1, dtype=np.int32)
         labels = None if world.public_y is None else world.public_y.numpy()
@@ -160,4 +203,5 @@ def _pool(job: Job, hellos: list[payload.Hello]) -> tuple[payload.Pool, NDArray[
         np.concatenate([hello.contribution for hello in hellos]),
         np.repeat([hello.client for hello in hellos], sizes).astype(np.int32),
     )
-    return pool, np.concatenate([hello.labels for hello in hellos])
+    given = np.concatenate([world.contributed[hello.client] for hello in hellos])
+    return pool, world.train.y.numpy()[given]

@@ -40,10 +40,8 @@ def samples(draw: st.DrawFn) -> NDArray[Any]:
 @st.composite
 def hellos(draw: st.DrawFn) -> Hello:
     x, n_classes = draw(samples()), draw(st.integers(1, 5))
-    labels = draw(hnp.arrays(np.int64, len(x), elements=st.integers(0, n_classes - 1)))
-    counts = draw(hnp.arrays(np.int64, n_classes, elements=st.integers(0, 2**40)))
     client, n_private = draw(st.integers(0, 2**31 - 1)), draw(st.integers(0, 2**31 - 1))
-    return Hello(client, n_private, n_classes, x, labels, counts)
+    return Hello(client, n_private, n_classes, x)
 
 
 @st.composite
@@ -68,7 +66,7 @@ def decode_consensus(data: Bytes) -> Consensus:
     return payload.decode_consensus(data, round_=ROUND, n_samples=N, n_classes=C)
 
 
-def decode_weights(data: Bytes) -> NDArray[np.float32]:
+def decode_weights(data: Bytes) -> tuple[NDArray[np.float32], int]:
     return payload.decode_weights(data, client=CLIENT, round_=ROUND, size=SIZE)
 
 
@@ -117,9 +115,10 @@ def test_a_consensus_arrives(answer: Answer) -> None:
 @given(hnp.arrays(np.float32, st.integers(0, 50), elements=FLOATS), st.integers(-1, 99))
 @QUICK
 def test_weights_arrive(weights: NDArray[np.float32], client: int) -> None:
-    data = payload.encode_weights(weights, client, ROUND)
-    got = payload.decode_weights(data, client=client, round_=ROUND, size=len(weights))
+    data = payload.encode_weights(weights, client, ROUND, 600)
+    got, n_samples = payload.decode_weights(data, client=client, round_=ROUND, size=len(weights))
     assert_same((got,), (weights,))
+    assert n_samples == 600
 
 
 def test_the_layout_in_memory_does_not_matter() -> None:
@@ -158,17 +157,8 @@ def test_bytes_are_the_closed_forms(m: int, n_classes: int) -> None:
         ],
         4 * m * n_classes: [payload.encode_weights(values.ravel(), CLIENT, ROUND)],
         m * (784 + 4): [payload.encode_pool(Pool(np.zeros((m, 1, 28, 28), np.uint8), ids))],
-        m * (784 + 8) + 8 * n_classes: [
-            payload.encode_hello(
-                Hello(
-                    CLIENT,
-                    m,
-                    n_classes,
-                    np.zeros((m, 1, 28, 28), np.uint8),
-                    np.zeros(m, np.int64),
-                    np.zeros(n_classes, np.int64),
-                )
-            )
+        m * 784: [
+            payload.encode_hello(Hello(CLIENT, m, n_classes, np.zeros((m, 1, 28, 28), np.uint8)))
         ],
     }
     for n_bytes, encoded in messages.items():
@@ -182,11 +172,7 @@ def test_bytes_are_the_closed_forms(m: int, n_classes: int) -> None:
 GOOD: dict[str, tuple[dict[str, Any], Arrays]] = {
     "hello": (
         {"client": CLIENT, "n_private": 7, "n_classes": C},
-        {
-            "contribution": np.ones((2, 1, 3, 3), np.float32),
-            "labels": np.array([0, C - 1]),
-            "class_counts": np.arange(C),
-        },
+        {"contribution": np.ones((2, 1, 3, 3), np.float32)},
     ),
     "pool": (
         {},
@@ -207,7 +193,7 @@ GOOD: dict[str, tuple[dict[str, Any], Arrays]] = {
         },
     ),
     "weights": (
-        {"client": CLIENT, "round": ROUND},
+        {"client": CLIENT, "round": ROUND, "n_samples": 600},
         {"weights": np.arange(SIZE, dtype=np.float32)},
     ),
 }
@@ -298,17 +284,13 @@ REFUSALS: list[tuple[str, str, dict[str, Any], str]] = [
     ("weights", "a weight too few", {"weights": f32(*range(SIZE - 1))}, "expected 5 weights"),
     ("weights", "a matrix", {"weights": f32([0] * SIZE)}, "expected 5 weights"),
     ("weights", "NaN", {"weights": f32(*[np.nan] * SIZE)}, "weights has values that are not"),
+    ("weights", "less than nothing", {"header": {"n_samples": -1}}, "n_samples is negative"),
     ("weights", "doubles", {"weights": np.zeros(SIZE)}, "wrong type of weights"),
     ("pool", "flat samples", {"x": np.zeros((2, 9), np.uint8)}, "pool is not [n, c, h, w]"),
     ("pool", "a contributor too few", {"contributor": i32(1)}, "one contributor a sample"),
     ("pool", "infinity", {"x": np.full((2, 1, 3, 3), np.inf, np.float32)}, "pool has values"),
     ("pool", "signed pixels", {"x": np.zeros((2, 1, 3, 3), np.int8)}, "wrong type of x"),
     ("hello", "flat samples", {"contribution": f32([0, 1])}, "contribution is not [m, c, h, w]"),
-    ("hello", "a label too few", {"labels": np.array([0])}, "one label a sample"),
-    ("hello", "a label too high", {"labels": np.array([0, C])}, "a label is out of range"),
-    ("hello", "a label below zero", {"labels": np.array([0, -1])}, "a label is out of range"),
-    ("hello", "a count too few", {"class_counts": np.arange(C - 1)}, "one count a class"),
-    ("hello", "a count below zero", {"class_counts": -np.arange(C)}, "a class count is negative"),
     (
         "hello",
         "NaN",
@@ -325,8 +307,6 @@ REFUSALS: list[tuple[str, str, dict[str, Any], str]] = [
         {
             "header": {"n_classes": 0},
             "contribution": np.zeros((0, 1, 3, 3), np.uint8),
-            "labels": np.array([], np.int64),
-            "class_counts": np.array([], np.int64),
         },
         "there are no classes",
     ),
@@ -421,19 +401,16 @@ def test_every_cut_is_refused(kind: str) -> None:
 def holds(kind: str, got: Any) -> bool:
     """Whether a decoded message keeps the contract, written without the code under test."""
     match kind, got:
-        case "weights", weights:
-            return weights.shape == (SIZE,) and bool(np.isfinite(weights).all())
+        case "weights", (weights, n_samples):
+            return weights.shape == (SIZE,) and bool(np.isfinite(weights).all()) and n_samples >= 0
         case "pool", Pool(x, contributor):
             return x.ndim == 4 and contributor.shape == (len(x),) and bool(np.isfinite(x).all())
-        case "hello", Hello(client, n_private, n_classes, x, labels, counts):
+        case "hello", Hello(client, n_private, n_classes, x):
             return (
                 min(client, n_private) >= 0
+                and n_classes >= 1
                 and x.ndim == 4
                 and bool(np.isfinite(x).all())
-                and labels.shape == (len(x),)
-                and set(labels.tolist()) <= set(range(n_classes))
-                and counts.shape == (n_classes,)
-                and bool((counts >= 0).all())
             )
         case _:
             ids = got.ids.tolist()

@@ -31,6 +31,7 @@ def round_(number: int, **fields: Any) -> Event:
         "accuracy_worst": 0.25,
         "bytes_up": 100,
         "bytes_down": 1000,
+        "bytes_pool": 0,
         "seconds": 2.0,
         **fields,
     }
@@ -41,7 +42,7 @@ POOL: Event = {
     "n_samples": 30,
     "n_contributed": 30,
     "bytes_up": 7,
-    "bytes_down": 70_000,
+    "bytes_each": 7000,
 }
 
 
@@ -98,7 +99,7 @@ def test_bytes_and_seconds_are_those_of_all_rounds_and_the_pool() -> None:
         {"event": "hello", "client": 0},
         POOL,
         {"event": "client", "round": 1, "bytes_up": 100, "train_s": 9.0},
-        round_(1),
+        round_(1, bytes_pool=70_000),
         {"event": "refused", "round": 2, "client": 1, "reason": "x"},
         round_(2, seconds=3.5),
     )
@@ -179,7 +180,7 @@ def test_progress_tells_rounds_and_how_much_is_left() -> None:
     )
     assert lines == [
         "edgefd",
-        "  proxy set of 30 samples (30 private samples given in the clear), 70.0 kB sent out",
+        "  proxy set of 30 samples (30 private samples given in the clear), 7.0 kB each",
         "  round  1/10  accuracy 50.0 %  worst 25.0 %  accepted 12.5 %  consensus 87.5 %  "
         "up 100 B down 1.0 kB  left 38 s",  # 19 rounds of 2 s
         "  round  2/10  accuracy 50.0 %  worst 25.0 %  up 100 B down 1.0 kB  left 54 s",

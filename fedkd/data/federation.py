@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,10 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from fedkd.data.dataset import Dataset, stratified
-from fedkd.data.partition import Partition, class_counts
+from fedkd.data.partition import Partition
 from fedkd.data.proxy import Contributed, Foreign, Proxy, Public
 from fedkd.data.sources import Source, load
 from fedkd.data.split import Ids
+from fedkd.data.virtual import Nobody, Virtual
 from fedkd.errors import FedkdError
 from fedkd.rng import stream
 
@@ -21,27 +23,32 @@ from fedkd.rng import stream
 class Federation:
     """A training set shared out among clients, and what was set aside before that.
 
-    Every id is an index into `train`; the id arrays are sorted and disjoint.
+    Every id is an index into `train`; the id arrays are sorted, and disjoint unless the clients
+    are virtual. What is said by client may be made when it is looked at: its cost must not grow
+    with the population.
     Shapes: `validation_ids` int64 [v], for the choice of hyper-parameters only; `private` and
     `contributed`, int64 [k_i] for each client i, the latter empty unless clients contribute the
     proxy; `public_x` [p, c, h, w] and `public_y` int64 [p], or None where there is no public or
-    foreign proxy; foreign images have no `public_y`; `class_counts` int64 [clients, classes],
-    over private and contributed samples.
+    foreign proxy; foreign images have no `public_y`.
     """
 
     train: Dataset
     test: Dataset
     validation_ids: Ids
-    private: tuple[Ids, ...]
-    contributed: tuple[Ids, ...]
+    private: Sequence[Ids]
+    contributed: Sequence[Ids]
     public_x: Tensor | None
     public_y: Tensor | None
-    class_counts: Ids
 
     @property
     def n_clients(self) -> int:
         """How many clients hold data."""
         return len(self.private)
+
+    def counts(self, i: int) -> Ids:
+        """How many samples of each class client i holds, contributed ones too: int64 [classes]."""
+        held = np.concatenate([self.private[i], self.contributed[i]])
+        return np.bincount(self.train.y.numpy()[held], minlength=self.train.n_classes)
 
     def client(self, i: int) -> tuple[Tensor, Tensor]:
         """Client i's private (x [k, c, h, w], y int64 [k]), x in the dtype of `train`."""
@@ -85,21 +92,36 @@ def build(
         channels, height, width = train.x.shape[1:]
         public_x = proxy.images((channels, height, width), seed)
 
-    owners = None if train.client_ids is None else train.client_ids[rest]
-    parts = [rest[part] for part in partition.split(labels[rest], owners, seed)]
-    private, contributed = parts, [rest[:0]] * len(parts)
-    if isinstance(proxy, Contributed):
-        private, contributed = proxy.divide(parts, labels, seed)
+    private, contributed = _share_out(rest, train, partition, proxy, seed)
     return Federation(
         train=train,
         test=splits.test,
         validation_ids=validation_ids,
-        private=tuple(private),
-        contributed=tuple(contributed),
+        private=private,
+        contributed=contributed,
         public_x=public_x,
         public_y=public_y,
-        class_counts=class_counts(parts, labels, train.n_classes),
     )
+
+
+def _share_out(
+    rest: Ids, train: Dataset, partition: Partition, proxy: Proxy | None, seed: int
+) -> tuple[Sequence[Ids], Sequence[Ids]]:
+    """What each client keeps, and what it gives to the proxy."""
+    labels = train.y.numpy()
+    if isinstance(partition, Virtual):
+        if isinstance(proxy, Contributed):
+            raise FedkdError(
+                "virtual clients draw from one set of samples, so none of them can give any away",
+                fix='proxy.name = "public" or "foreign"',
+            )
+        return partition.draw(rest, labels, seed), Nobody(partition.clients)
+    owners = None if train.client_ids is None else train.client_ids[rest]
+    parts = tuple(rest[part] for part in partition.split(labels[rest], owners, seed))
+    if isinstance(proxy, Contributed):
+        kept, given = proxy.divide(parts, labels, seed)
+        return tuple(kept), tuple(given)
+    return parts, Nobody(len(parts))
 
 
 def _validation_count(fraction: float, n: int) -> int:

@@ -1,7 +1,8 @@
 """The table of partitions: each row splits the training samples among clients, IID or not.
 
 A split is one sorted int64 index array a client; the arrays are disjoint and cover all samples,
-and each holds at least two, so that every client can both train and hold out.
+and each holds at least two, so that every client can both train and hold out. `Virtual` is apart:
+its clients draw from all samples, so that there can be any number of them.
 
 flwr-datasets deals the Dirichlet split. Its other partitioners do not serve: shards drop what
 is left over, natural ids draw a progress bar, pathological is told in `by_class`; and IID and
@@ -11,7 +12,6 @@ size are one line of NumPy, not worth the seconds that importing flwr_datasets t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from pydantic import Field
 
 from fedkd.data.by_class import Pathological, Strong, Weak
 from fedkd.data.split import LEAST, Counted, Ids, checked
+from fedkd.data.virtual import Virtual
 from fedkd.errors import FedkdError
 from fedkd.section import Section, table
 
@@ -32,8 +33,8 @@ __all__ = [
     "Quantity",
     "Shards",
     "Strong",
+    "Virtual",
     "Weak",
-    "class_counts",
 ]
 
 
@@ -134,13 +135,8 @@ class Natural(Section):
         return checked(np.split(order, starts[1:]))
 
 
-def class_counts(parts: Sequence[Ids], labels: Ids, n_classes: int) -> Ids:
-    """How many samples of each class each part holds: int64 [clients, classes]."""
-    return np.stack([np.bincount(labels[part], minlength=n_classes) for part in parts])
-
-
 Partition = Annotated[
-    Iid | Strong | Weak | Dirichlet | Pathological | Shards | Quantity | Natural,
+    Iid | Strong | Weak | Dirichlet | Pathological | Shards | Quantity | Natural | Virtual,
     Field(discriminator="name"),
 ]
-PARTITIONS = table(Iid, Strong, Weak, Dirichlet, Pathological, Shards, Quantity, Natural)
+PARTITIONS = table(Iid, Strong, Weak, Dirichlet, Pathological, Shards, Quantity, Natural, Virtual)

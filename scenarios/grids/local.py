@@ -45,7 +45,7 @@ class LocalGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Sequence[int]:
-        """All nodes; none ever leaves."""
+        """All nodes; none ever leaves. A range says that node i of it holds partition i."""
         return self._nodes
 
     def send_and_receive(

@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.message.message import make_message
@@ -33,7 +32,11 @@ def app_at(address: str) -> ClientApp:
 
 
 class Nodes:
-    """All nodes of a federation in one process; a node's context is made when first used."""
+    """All nodes of a federation in one process.
+
+    A node's context is made anew for each message, and kept only if the app left state in it: what
+    a round costs must not depend on how many nodes there are or ever took part.
+    """
 
     def __init__(self, app: ClientApp, n_clients: int) -> None:
         identify()
@@ -52,7 +55,10 @@ class Nodes:
         if together is not None:
             deliveries = [(_isolated(m), self._context(m.metadata.dst_node_id)) for m in messages]
             with suppress(Exception):
-                return [self._numbered(reply) for reply in together(deliveries)]
+                replies = [self._numbered(reply) for reply in together(deliveries)]
+                for _, context in deliveries:
+                    self._keep(context)
+                return replies
         return [self.carry_out(message) for message in messages]
 
     def carry_out(self, message: Message) -> Message:
@@ -64,6 +70,7 @@ class Nodes:
             # As Flower's own engines do: a client that fails answers with an error.
             reason = f"{type(error).__name__}: {error}"
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        self._keep(context)
         return self._numbered(reply)
 
     def _numbered(self, reply: Message) -> Message:
@@ -71,24 +78,25 @@ class Nodes:
         return reply
 
     def _context(self, node: int) -> Context:
-        if node not in self._contexts:
-            self._contexts[node] = Context(
-                run_id=RUN_ID,
-                node_id=node,
-                node_config={
-                    "partition-id": node - FIRST_NODE_ID,
-                    "num-partitions": self._n_clients,
-                },
-                state=RecordDict(),
-                run_config={},
-            )
-        return self._contexts[node]
+        return self._contexts.get(node) or Context(
+            run_id=RUN_ID,
+            node_id=node,
+            node_config={
+                "partition-id": node - FIRST_NODE_ID,
+                "num-partitions": self._n_clients,
+            },
+            state=RecordDict(),
+            run_config={},
+        )
+
+    def _keep(self, context: Context) -> None:
+        if len(context.state):
+            self._contexts[context.node_id] = context
 
 
 def _isolated(message: Message) -> Message:
     """The message with records of its own; the bytes of arrays are immutable and stay shared."""
-    own: dict[str, Any] = {}
+    own = message.content.copy()
     for key, record in message.content.items():
-        fields: Any = dict(record)
-        own[key] = type(record)(fields)
-    return make_message(copy.copy(message.metadata), RecordDict(own))
+        own[key] = record.copy()
+    return make_message(copy.copy(message.metadata), own)

@@ -76,7 +76,7 @@ def _by_row(result: Result, measure: Callable[[Cell], list[float]]) -> dict[str,
 def _bytes(cell: Cell) -> list[float]:
     pool, rounds = cell.of("pool"), cell.of("round")
     return [
-        sum(event["bytes_up"] + event["bytes_down"] for event in pool),
+        sum(event["bytes_up"] for event in pool) + sum(event["bytes_pool"] for event in rounds),
         sum(event["bytes_up"] for event in rounds),
         sum(event["bytes_down"] for event in rounds),
     ]

@@ -40,7 +40,9 @@ def test_every_sample_has_one_place(
     assert len(fed.validation_ids) == round(validation * N)
     assert fed.n_clients == partition.clients == len(fed.contributed)
     assert min(len(part) for part in fed.private) >= 1
-    assert fed.class_counts.sum() == len(ids) - len(fed.validation_ids)
+    assert sum(fed.counts(i).sum() for i in range(fed.n_clients)) == len(ids) - len(
+        fed.validation_ids
+    )
     for kept, given_away in zip(fed.private, fed.contributed, strict=True):
         assert (len(given_away) > 0) == isinstance(proxy, Contributed)
         assert kept.dtype == given_away.dtype == np.int64
@@ -56,7 +58,7 @@ def test_clients_see_their_own_rows() -> None:
             assert torch.equal(x, fed.train.x[torch.from_numpy(ids)])
             assert torch.equal(y, fed.train.y[torch.from_numpy(ids)])
         both = torch.cat([fed.client(i)[1], fed.contribution(i)[1]])
-        assert torch.bincount(both, minlength=10).tolist() == fed.class_counts[i].tolist()
+        assert torch.bincount(both, minlength=10).tolist() == fed.counts(i).tolist()
         assert len(fed.contributed[i]) == round(0.25 * len(both))
 
 

@@ -297,7 +297,7 @@ def test_labels_do_not_overlap(result: Result, n_clients: int, n_classes: int) -
     counts = np.random.default_rng(0).integers(0, 90_000, (n_clients, n_classes)).tolist()
     events: list[dict[str, Any]] = [
         *({"event": "hello", "client": i, "class_counts": counts[i]} for i in range(n_clients)),
-        {"event": "pool", "class_counts": [90_000] * n_classes, "bytes_up": 10**9, "bytes_down": 1},
+        {"event": "pool", "class_counts": [90_000] * n_classes, "bytes_up": 10**9},
         *(
             {"event": "client", "client": i, "accepted_by_class": counts[i]}
             for i in range(n_clients)
@@ -305,7 +305,7 @@ def test_labels_do_not_overlap(result: Result, n_clients: int, n_classes: int) -
     ]
     events += [
         {**{"event": "round", "round": r, "accuracy": 0.5, "accuracy_worst": 0.1}, "seconds": 700.0}
-        | {"bytes_up": 999_900, "bytes_down": 10**8}
+        | {"bytes_up": 999_900, "bytes_down": 10**8, "bytes_pool": 1}
         for r in range(1, n_clients + 1)
     ]
     names = ("edgefd", "local-only", "no-filter", "iid", "fedavg", "proxy-labels", "centralised")

@@ -63,7 +63,7 @@ def with_answer(lie: Lie) -> Callable[[Message, Message], Message | None]:
 
 def bad_schema(answer: payload.Answer) -> payload.Bytes:
     raw = payload.encode_answer(answer).tobytes()
-    return np.frombuffer(raw.replace(b'"schema": 1', b'"schema": 9'), dtype=np.uint8)
+    return np.frombuffer(raw.replace(b'"schema": 2', b'"schema": 9'), dtype=np.uint8)
 
 
 LIES: dict[str, tuple[Lie, str]] = {
@@ -162,11 +162,41 @@ def test_if_every_client_fails_the_run_stops_with_the_reason() -> None:
     def fail(message: Message, context: Context) -> Message:
         raise ValueError("no such device")
 
-    app = ClientApp()
     honest = make_app(lambda config: MemoryStore())
+    app = ClientApp()
     app.query("hello")(lambda message, context: honest(message, context))
     app.query("pool")(lambda message, context: honest(message, context))
     app.train()(fail)
     app.evaluate()(fail)
     with pytest.raises(FedkdError, match=r"no client got through round 1.*no such device"):
         inline.run(make_server(small(), 1, None), app, N_CLIENTS)
+
+
+def test_a_population_is_never_asked_and_costs_what_takes_part() -> None:
+    """A million clients: only the few that take part hear anything, and get the pool once."""
+    asked: list[tuple[str, int]] = []
+    store = MemoryStore()
+    honest = make_app(lambda config: store)
+
+    def note(message: Message, context: Context, call_next: Callable[..., Message]) -> Message:
+        asked.append((message.metadata.message_type, int(context.node_config["partition-id"])))
+        return honest(message, context)
+
+    app = ClientApp(mods=[note])
+    for route in (app.query("hello"), app.query("pool"), app.train(), app.evaluate()):
+        route(lambda message, context: honest(message, context))
+    events: list[Event] = []
+    scenario = small(
+        partition={"name": "virtual", "clients": 10**6, "samples": 20},
+        proxy={"name": "public", "size": 40},
+        training={"rounds": 3, "participation": 4e-6},
+    )
+    inline.run(make_server(scenario, 1, None, events.append), app, 10**6)
+    rounds = [event for event in events if event["event"] == "round"]
+    assert [event["n_clients"] for event in rounds] == [4, 4, 4]
+    pools = [client for kind, client in asked if kind == "query.pool"]
+    trained = {client for kind, client in asked if kind == "train"}
+    assert sorted(pools) == sorted(trained)
+    assert not [client for kind, client in asked if kind == "query.hello"]
+    assert len(asked) == len(pools) + 2 * 12
+    assert sum(event["event"] == "hello" for event in events) == 1000
