@@ -1,4 +1,4 @@
-"""A plain loop over clients, as a first script has it: DataLoader, default memory layout, no tuning.
+"""A plain loop over clients, as a first script has it: DataLoader, contiguous memory, no tuning.
 
 `python benchmarks/rivals/plain_loop.py FOLDER`, where FOLDER is a work of `scenarios.bench.work`.
 The same arithmetic as the grids: an epoch of SGD, then answers and two batches of distillation,

@@ -26,6 +26,7 @@ from fedkd.data.dataset import as_input
 from fedkd.exchange.score import KMeans
 from fedkd.rng import stream, torch_stream
 from scenarios.bench import loops, messages, work
+from scenarios.bench.clock import Clock
 from scenarios.bench.machine import resident_bytes
 from scenarios.simulate import simulate
 from server.events import Event
@@ -45,18 +46,15 @@ def grid_of(name: str) -> Grid:
 def carry(folder: Path, name: str) -> dict[str, Any]:
     """A work on a grid of ours, such as `workers-2`, or in a loop, `bare` or `bare-2`."""
     if name.startswith("bare"):
-        clock = loops.Clock()
-        loops.bare(folder, int(name.partition("-")[2] or 1), clock.tick)
-        what = work.read(folder)
-        return {"n": what.clients, "began": clock.began, "seconds": clock.seconds}
+        return loops.bare(folder, int(name.partition("-")[2] or 1))
+    clock = Clock()
     rounds: list[Event] = []
-    ends: list[float] = []
     resident: list[int] = []
 
     def note(row: str, seed: int, event: Event) -> None:
         if event["event"] == "round":
+            clock.took(event["seconds"])
             rounds.append(event)
-            ends.append(time.time())
             resident.append(resident_bytes())
 
     scenario = config.load(folder / "scenario.toml").on(grid_of(name))
@@ -64,20 +62,7 @@ def carry(folder: Path, name: str) -> dict[str, Any]:
         # With a million clients the clients' states must be on disk, as in a real run of that size.
         keeps = run_folder if scenario.training.participation < 1 else None
         simulate(scenario, folder=keeps, listener=note)
-    seconds = [event["seconds"] for event in rounds]
-    return {
-        "n": rounds[0]["n_clients"],
-        "began": ends[0] - seconds[0],
-        "seconds": seconds,
-        "resident_bytes": resident,
-    }
-
-
-def exchange_messages(grid: str, path: str, n_clients: int, n_rounds: int) -> dict[str, Any]:
-    """W0; see `scenarios.bench.messages`."""
-    clock = loops.Clock()
-    messages.carry(grid, path, n_clients, n_rounds, clock.tick)
-    return {"n": n_clients, "began": clock.began, "seconds": clock.seconds}
+    return {**clock.report(rounds[0]["n_clients"]), "resident_bytes": resident}
 
 
 def fit_filter(k: int, n: int, n_rounds: int) -> dict[str, Any]:
@@ -85,8 +70,7 @@ def fit_filter(k: int, n: int, n_rounds: int) -> dict[str, Any]:
     everything = work.images()
     order = stream(1, "bench", purpose="filter").permutation(len(everything))
     private, pool = (
-        as_input(everything.rows(order[part])[0]).flatten(1)
-        for part in (slice(n), slice(n, 2 * n))
+        as_input(everything.rows(order[part])[0]).flatten(1) for part in (slice(n), slice(n, 2 * n))
     )
     score = KMeans(k=k)
     fits, scores = [], []
@@ -111,7 +95,7 @@ def main(arguments: list[str]) -> None:
         case ["work", folder, name]:
             told = carry(Path(folder), name)
         case ["messages", grid, path, n_clients, n_rounds]:
-            told = exchange_messages(grid, path, int(n_clients), int(n_rounds))
+            told = messages.carry(grid, path, int(n_clients), int(n_rounds))
         case ["filter", k, n, n_rounds]:
             told = fit_filter(int(k), int(n), int(n_rounds))
         case _:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from fedkd.models import zoo
 from fedkd.models.zoo import Classifier
 from fedkd.rng import stream, torch_stream
 from fedkd.training import EVALUATION_BATCH
+from scenarios.bench.clock import Clock
 from scenarios.bench.work import BATCH, RATE, Work, read
 from scenarios.grids.workers import MALLOC
 
@@ -56,7 +56,7 @@ def learn(model: Classifier, x: Tensor, y: Tensor, order: Tensor) -> None:
     """One epoch of SGD on samples x uint8 [n, c, h, w] in the `order` [n]."""
     inputs = as_input(x).contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    for ids in order.split(BATCH):
+    for ids in torch.split(order, BATCH):
         optimizer.zero_grad()
         F.cross_entropy(model(inputs[ids]), y[ids]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -65,7 +65,7 @@ def learn(model: Classifier, x: Tensor, y: Tensor, order: Tensor) -> None:
 @torch.no_grad()
 def answer(model: Classifier, pool: Tensor) -> Tensor:
     """Soft labels [p, classes] of the proxy set."""
-    blocks = [torch.softmax(model(block), dim=1) for block in pool.split(EVALUATION_BATCH)]
+    blocks = [torch.softmax(model(block), dim=1) for block in torch.split(pool, EVALUATION_BATCH)]
     return torch.cat(blocks)
 
 
@@ -84,25 +84,26 @@ def play(work: Work, parts: Parts, clients: Sequence[int], round_: int, weights:
         answers = answer(model, parts.pool)
         total = total + answers
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-        for x, target in zip(parts.pool.split(BATCH)[:2], answers.split(BATCH)[:2], strict=True):
+        for ids in torch.split(torch.arange(2 * BATCH), BATCH):
             optimizer.zero_grad()
-            F.cross_entropy(model(x), target).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(model(parts.pool[ids]), answers[ids]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return total
 
 
-def bare(folder: Path, n_processes: int, tick: Callable[[], None]) -> None:
-    """All rounds of a work; `tick` is called before the first and after each."""
+def bare(folder: Path, n_processes: int) -> dict[str, Any]:
+    """All rounds of a work; see `scenarios.bench.runs`."""
+    clock = Clock()
     work, parts = read(folder), load(folder)
     weights = parameters_to_vector(new_model(work, parts).parameters()).detach()
     clients = range(work.clients)
     if n_processes == 1:
-        tick()
+        clock.tick()
         for round_ in range(1, work.rounds + 1):
             total = play(work, parts, clients, round_, weights)
             weights = total / work.clients if work.average else weights
-            tick()
-        return
+            clock.tick()
+        return clock.report(work.clients)
     os.environ.update(MALLOC)  # read by the processes when they start
     context = multiprocessing.get_context("spawn")
     links: list[Connection] = []
@@ -117,16 +118,17 @@ def bare(folder: Path, n_processes: int, tick: Callable[[], None]) -> None:
         processes.append(process)
     for link in links:
         link.recv()  # it has loaded its data
-    tick()
+    clock.tick()
     for round_ in range(1, work.rounds + 1):
         for link in links:
             link.send((round_, weights.numpy()))
         totals = [torch.from_numpy(link.recv()) for link in links]
         weights = sum(totals[1:], totals[0]) / work.clients if work.average else weights
-        tick()
+        clock.tick()
     for link, process in zip(links, processes, strict=True):
         link.close()
         process.join()
+    return clock.report(work.clients)
 
 
 def _serve(folder: Path, clients: Sequence[int], link: Connection) -> None:
@@ -139,21 +141,3 @@ def _serve(folder: Path, clients: Sequence[int], link: Connection) -> None:
             link.send(play(work, parts, clients, round_, torch.from_numpy(weights)).numpy())
     except EOFError:
         return
-
-
-class Clock:
-    """Unix time of the first tick and the seconds between ticks: what an engine reports."""
-
-    def __init__(self) -> None:
-        self.began = 0.0
-        self._ticks: list[float] = []
-
-    def tick(self) -> None:
-        """Before the first round and after each."""
-        self.began = self.began or time.time()
-        self._ticks.append(time.perf_counter())
-
-    @property
-    def seconds(self) -> list[float]:
-        """Of each round."""
-        return np.diff(self._ticks).tolist()
