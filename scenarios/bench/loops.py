@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fedkd.data.dataset import as_input
 from fedkd.models import zoo
@@ -28,6 +28,8 @@ from fedkd.training import EVALUATION_BATCH
 from scenarios.bench.clock import Clock
 from scenarios.bench.work import BATCH, RATE, Work, read
 from scenarios.grids.workers import MALLOC
+
+Arrays = dict[str, NDArray[np.float32]]
 
 
 class Parts(NamedTuple):
@@ -53,7 +55,7 @@ def new_model(work: Work, parts: Parts) -> Classifier:
 
 
 def learn(model: Classifier, x: Tensor, y: Tensor, order: Tensor) -> None:
-    """One epoch of SGD on samples x uint8 [n, c, h, w] in the `order` [n]."""
+    """One epoch of SGD on samples x [n, c, h, w] and targets y [n, …], in the `order` [n]."""
     inputs = as_input(x).contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     for ids in torch.split(order, BATCH):
@@ -69,39 +71,37 @@ def answer(model: Classifier, pool: Tensor) -> Tensor:
     return torch.cat(blocks)
 
 
-def play(work: Work, parts: Parts, clients: Sequence[int], round_: int, weights: Tensor) -> Tensor:
-    """One round of these clients: the sum of their answers [p, classes], or of their weights."""
-    total = torch.zeros(())
+def play(work: Work, parts: Parts, clients: Sequence[int], round_: int, weights: Arrays) -> Arrays:
+    """One round of these clients: the sums of their answers [p, classes], or of their weights."""
     model = new_model(work, parts)
+    start = {name: torch.from_numpy(array) for name, array in weights.items()}
+    total: dict[str, Tensor] = {}
     for client in clients:
-        vector_to_parameters(weights.clone(), model.parameters())
+        model.load_state_dict(start)  # copied: the model's memory stays channels-last
         draws = stream(work.seed, "bench", round_, client, "batches")
         order = torch.from_numpy(draws.permutation(parts.y.shape[1]))
         learn(model, parts.x[client], parts.y[client], order)
-        if work.average:
-            total = total + parameters_to_vector(model.parameters()).detach()
-            continue
-        answers = answer(model, parts.pool)
-        total = total + answers
-        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-        for ids in torch.split(torch.arange(2 * BATCH), BATCH):
-            optimizer.zero_grad()
-            F.cross_entropy(model(parts.pool[ids]), answers[ids]).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-    return total
+        said = model.state_dict()
+        if not work.average:
+            answers = answer(model, parts.pool)
+            said = {"answers": answers}
+            first = torch.arange(2 * BATCH)
+            learn(model, parts.pool[first], answers[first], first)
+        for name, values in said.items():
+            total[name] = total[name] + values if name in total else values.clone()
+    return {name: values.numpy() for name, values in total.items()}
 
 
 def bare(folder: Path, n_processes: int) -> dict[str, Any]:
     """All rounds of a work; see `scenarios.bench.runs`."""
     clock = Clock()
     work, parts = read(folder), load(folder)
-    weights = parameters_to_vector(new_model(work, parts).parameters()).detach()
+    weights = {name: w.numpy() for name, w in new_model(work, parts).state_dict().items()}
     clients = range(work.clients)
     if n_processes == 1:
         clock.tick()
         for round_ in range(1, work.rounds + 1):
-            total = play(work, parts, clients, round_, weights)
-            weights = total / work.clients if work.average else weights
+            weights = _next(work, weights, [play(work, parts, clients, round_, weights)])
             clock.tick()
         return clock.report(work.clients)
     os.environ.update(MALLOC)  # read by the processes when they start
@@ -121,9 +121,8 @@ def bare(folder: Path, n_processes: int) -> dict[str, Any]:
     clock.tick()
     for round_ in range(1, work.rounds + 1):
         for link in links:
-            link.send((round_, weights.numpy()))
-        totals = [torch.from_numpy(link.recv()) for link in links]
-        weights = sum(totals[1:], totals[0]) / work.clients if work.average else weights
+            link.send((round_, weights))
+        weights = _next(work, weights, [link.recv() for link in links])
         clock.tick()
     for link, process in zip(links, processes, strict=True):
         link.close()
@@ -138,6 +137,13 @@ def _serve(folder: Path, clients: Sequence[int], link: Connection) -> None:
     try:
         while True:
             round_, weights = link.recv()
-            link.send(play(work, parts, clients, round_, torch.from_numpy(weights)).numpy())
+            link.send(play(work, parts, clients, round_, weights))
     except EOFError:
         return
+
+
+def _next(work: Work, weights: Arrays, sums: Sequence[Arrays]) -> Arrays:
+    """The weights of the next round: the average, or the same ones if answers were added up."""
+    if not work.average:
+        return weights
+    return {name: np.sum([part[name] for part in sums], axis=0) / work.clients for name in weights}
