@@ -10,9 +10,9 @@ median counted round; the first round of each run warms up and is not counted.
 |-----------|-------------------------------------------------------------------------------------|
 | W0        | clients do nothing and answer 1 MB: what messages cost                              |
 | W1        | MLP 784-128-10, 100 clients x 600 images, SGD; each answers 6,000 proxy samples     |
-| W2        | the same with a CNN of 5x5 convolutions, 20 clients                                 |
+| W2        | the same with a CNN of 5x5 convolutions, 10 clients                                 |
 | W1-fedavg | W1 without a proxy set: weights are averaged, as the rivals do                      |
-| W2-fedavg | W2 without a proxy set, 50 clients                                                  |
+| W2-fedavg | W2 without a proxy set, 20 clients                                                  |
 | W3        | W1 with 100 clients a round out of 1,000 and of 1,000,000 virtual ones              |
 
 Fashion-MNIST. `--quick` takes few clients and one repeat: it shows that all runs, no figures.
@@ -60,9 +60,9 @@ def _work(model: str, clients: int, proxy: int, rounds: int) -> Work:
 
 TABLES = {
     "W1": Table(_work("mlp", 100, 6000, 3), ANSWER),
-    "W2": Table(_work("cnn", 20, 6000, 2), ANSWER),
+    "W2": Table(_work("cnn", 10, 6000, 2), ANSWER),
     "W1-fedavg": Table(_work("mlp", 100, 0, 6), AVERAGE),
-    "W2-fedavg": Table(_work("cnn", 50, 0, 2), AVERAGE),
+    "W2-fedavg": Table(_work("cnn", 20, 0, 3), AVERAGE),
 }
 
 
