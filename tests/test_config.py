@@ -37,6 +37,8 @@ NEEDED: dict[str, Toml] = {  # keys without a default
     "constant": {"value": 0.5},
     "npz": {"path": "x.npz"},
     "huggingface": {"path": "mnist"},
+    "text": {"path": "texts"},
+    "huggingface-text": {"path": "wikitext"},
     "foreign": {"source": {"name": "digits"}},
 }
 TABLES = {
@@ -290,7 +292,8 @@ def test_an_unknown_name_is_answered_with_the_nearest(where: str, name: str, nea
 
 def test_unknown_models_and_references_are_answered_with_the_nearest() -> None:
     text = refusal({"model": {"names": ["mlp", "cnnn"]}})
-    assert "model.names; got 'cnnn'; allowed: mlp, cnn, small-cnn; fix: did you mean 'cnn'?" in text
+    allowed = "mlp, cnn, small-cnn, gru, transformer"
+    assert f"model.names; got 'cnnn'; allowed: {allowed}; fix: did you mean 'cnn'?" in text
     text = refusal({"references": ["fed-avg"]})
     assert f"references; got 'fed-avg'; allowed: {', '.join(REFERENCES)};" in text
     assert "did you mean 'fedavg'?" in text
