@@ -287,9 +287,19 @@ def test_the_whole_suite_and_a_table_of_rivals(tmp_path: Path) -> None:
     assert done.stdout.count("\n## ") == 4
     assert "not run" not in done.stdout
     engines = ["inline", "plain-loop", "plain-flower", "blazefl"]
-    command = [sys.executable, "benchmarks/rounds.py", "--quick", "--work", "W1-fedavg"]
+    command = [
+        sys.executable,
+        str(HOME / "benchmarks" / "rounds.py"),
+        "--quick",
+        "--work",
+        "W1-fedavg",
+    ]
     done = subprocess.run(
-        [*command, "--engines", *engines], cwd=HOME, capture_output=True, text=True, check=True
+        [*command, "--engines", *engines],
+        env={**os.environ, "PYTHONPATH": str(HOME)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line[:2] == "| "]
     assert rows == ["engine", *engines]
