@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from fedkd.config_errors import explain
 from fedkd.config_overrides import apply
+from fedkd.data.canaries import Canaries
 from fedkd.data.federation import Federation, build
 from fedkd.data.partition import Iid, Natural, Partition, Strong, Virtual
 from fedkd.data.proxy import Contributed, Proxy
@@ -30,6 +31,7 @@ from fedkd.exchange.methods import METHODS, Exchange
 from fedkd.exchange.release import Release
 from fedkd.exchange.score import Score
 from fedkd.models.zoo import MODELS
+from fedkd.protection import Privacy
 from fedkd.section import Section
 
 STAGES = ("score", "gate", "release", "combine", "distill")
@@ -121,18 +123,13 @@ class Training(Section):
     """How long the server waits for the replies of one step."""
 
 
-class Privacy(Section):
-    """What may leave. No mechanism is built yet: answers leave as they are, without a guarantee."""
-
-    mechanism: Literal["none"] = "none"
-
-
 class Grid(Section):
     """What carries the messages."""
 
     name: Literal["inline", "cohort", "workers", "ray", "flower"] = "inline"
-    block: int = Field(1, ge=0)
-    """`cohort` only: clients that learn together; 0 is what a short calibration finds best."""
+    block: tuple[NonNegativeInt, ...] = Field((1,), min_length=1)
+    """`cohort` only: how many clients are advanced together: one number, or one for each of
+    `model.names`; 0 is what a short calibration finds best."""
     workers: int = Field(0, ge=0)
     """`workers` and `ray`: processes; 0 is as many as there are cores or resources."""
     address: str = ""
@@ -141,6 +138,11 @@ class Grid(Section):
     """`ray` and `flower`: logical CPUs a process."""
     client_gpus: float = Field(0.0, ge=0)
     """`ray` and `flower`: logical GPUs a process; fractions share one."""
+
+    @field_validator("block", mode="before")
+    @classmethod
+    def _one_for_all(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, int) else given
 
 
 class Scenario(Section):
@@ -157,6 +159,8 @@ class Scenario(Section):
     data: Source = Digits()
     partition: Partition = Strong()
     proxy: Proxy = Contributed()
+    canaries: Canaries | None = None
+    """Sentences with made-up secrets in clients' texts, to see what leaks of them."""
     model: Model = Model()
     method: MethodConfig = Field(default_factory=lambda: MethodConfig.model_validate({}))
     training: Training = Training()
@@ -175,6 +179,13 @@ class Scenario(Section):
                     allowed=", ".join(REFERENCES),
                     fix=did_you_mean(name, REFERENCES),
                 )
+        block, names = self.grid.block, self.model.names
+        if len(block) not in (1, len(names)):
+            raise FedkdError(
+                "grid.block must be one number, or one for each of model.names",
+                value=block,
+                allowed=f"1 number, or {len(names)}",
+            )
         release, distill = self.method.release, self.method.distill
         if release.temperature != distill.temperature:
             raise FedkdError(
@@ -190,10 +201,17 @@ class Scenario(Section):
         """Whether a proxy set is needed; where it is not, clients keep all their data."""
         return self.method.exchange in ("soft-labels", "proxy-labels")
 
+    @property
+    def blocks(self) -> dict[str, int]:
+        """How many clients of each model are advanced together: 1 unless a cohort takes more."""
+        names = self.model.names
+        block = self.grid.block if self.grid.name == "cohort" else (1,)
+        return dict(zip(names, block * len(names) if len(block) == 1 else block, strict=True))
+
     def world(self, seed: int) -> Federation:
         """Who holds which samples; built once a process. Raises: FedkdError for impossible data."""
         proxy = self.proxy if self.uses_pool else None
-        return build(self.data, self.partition, proxy, self.validation, seed)
+        return build(self.data, self.partition, proxy, self.validation, seed, self.canaries)
 
     def measures(self, round_: int) -> bool:
         """Whether the clients are measured in a round."""

@@ -102,6 +102,8 @@ class Canaries(Section):
     format: Literal["pin", "number-plate", "access-code"] = "pin"
     repetitions: tuple[int, ...] = Field((0, 1, 4, 16), min_length=1)
     each: int = Field(1, ge=1)
+    in_proxy: bool = False
+    """Whether a public proxy set holds every canary once too: the worst that an audit can ask."""
 
     @field_validator("repetitions")
     @classmethod
@@ -154,6 +156,23 @@ def _distinct(n: int, draw: Callable[[], str]) -> list[str]:
     return list(found)
 
 
+def sentences(canaries: Sequence[Canary], tokens: Tokens, length: int) -> tuple[Tensor, Tensor]:
+    """One record for each of m canaries: x int16 [m, 1, 1, length], y int64 [m, length].
+
+    Raises: FedkdError where a sentence is longer than a record.
+    """
+    pairs = []
+    for canary in canaries:
+        pairs.append(records(encode(canary.sentence, tokens), length))
+        if len(pairs[-1][0]) > 1:
+            raise FedkdError(
+                "a canary does not fit into one record",
+                value=f"{len(canary.sentence)} characters in {length} + 1 tokens",
+                fix="raise data.length",
+            )
+    return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+
+
 def insert(
     x: Tensor, y: Tensor, canaries: Iterable[Canary], tokens: Tokens, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -165,18 +184,11 @@ def insert(
     repetition.
     Raises: FedkdError where a sentence is longer than a record.
     """
-    length = x.shape[3]
-    pairs = [(x, y)]
-    for canary in canaries:
-        more = records(encode(canary.sentence, tokens), length)
-        if len(more[0]) > 1:
-            raise FedkdError(
-                "a canary does not fit into one record",
-                value=f"{len(canary.sentence)} characters in {length} + 1 tokens",
-                fix="raise data.length",
-            )
-        pairs += [more] * canary.repetitions
-    all_x, all_y = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    copies = [canary for canary in canaries for _ in range(canary.repetitions)]
+    if not copies:
+        return x, y
+    more_x, more_y = sentences(copies, tokens, x.shape[3])
+    all_x, all_y = torch.cat([x, more_x]), torch.cat([y, more_y])
     # Where each record comes from: the canaries' places are drawn, the others fill the rest.
     places = rng.choice(len(all_x), len(all_x) - len(x), replace=False)
     order = np.empty(len(all_x), np.int64)
