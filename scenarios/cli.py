@@ -15,6 +15,7 @@ from rich.table import Table
 from fedkd import config
 from fedkd.errors import FedkdError
 from scenarios import simulate
+from scenarios.bench.suite import suite
 from scenarios.catalogue import catalogue
 from scenarios.doctor import examine
 from scenarios.progress import Progress, table_of
@@ -97,6 +98,20 @@ def list_(as_json: AsJson = False) -> None:
         for name, line in lines.items():
             table.add_row(f"  [bold]{name}[/bold]", line)
         console.print(table, "")
+
+
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Few clients, one repeat.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the page to this file.")] = None,
+) -> None:
+    """How fast is it here? Grids, messages and filters, as a Markdown page with its stamp."""
+    if out is not None and not out.parent.is_dir():  # said now, and not after minutes of work
+        raise FedkdError("no such folder to write to", value=str(out.parent), fix="set --out")
+    text = suite(lambda line: print(line, file=sys.stderr, flush=True), quick=quick)
+    print(text, end="")
+    if out is not None:
+        out.write_text(text, encoding="utf-8")
 
 
 @app.command()

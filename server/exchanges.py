@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch.nn.utils import parameters_to_vector
 
 from fedkd import payload
 from fedkd.errors import FedkdError, PayloadError
@@ -161,7 +161,8 @@ class Weights:
         init = torch_stream(job.seed, "server", purpose="init")
         dtype = job.world.train.x.dtype
         model = build(names.pop(), roster.shape, roster.n_classes, init, dtype)
-        self._weights = parameters_to_vector(model.parameters()).detach().numpy()
+        # Torch's parameters_to_vector refuses weights in channels-last memory.
+        self._weights = torch.cat([w.detach().flatten() for w in model.parameters()]).numpy()
         self._average = WeightAverage()
 
     def ask(self, round_: int) -> payload.Bytes | None:
