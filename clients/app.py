@@ -29,7 +29,7 @@ from fedkd import device, payload
 from fedkd.config import from_json
 from fedkd.errors import FedkdError
 from fedkd.models.zoo import Classifier
-from privacy.ledger import Release, What
+from privacy.ledger import Receipt, Release, Sealed, What, seal
 
 Delivery = tuple[Message, Context]
 Handler = Callable[[Sequence[Delivery]], list[Message]]
@@ -55,15 +55,14 @@ def make_app(store_of: Stores = _store_of) -> App:
     def hello(message: Message, context: Context) -> Message:
         client, store = _open(message, context, store_of)
         x, _ = client.world.contribution(client.id)
-        if len(x):
-            _record(store, client, "raw samples", len(x))
+        receipt = _record(store, client, "raw samples", len(x))
         greeting = payload.Hello(
             client.id,
             len(client.world.private[client.id]),
             client.world.train.n_classes,
             x.numpy(),
         )
-        return _reply(message, payload.encode_hello(greeting))
+        return _reply(message, _seal(client, payload.encode_hello(greeting), receipt))
 
     @app.query("pool")
     def pool(message: Message, context: Context) -> Message:
@@ -81,7 +80,7 @@ def make_app(store_of: Stores = _store_of) -> App:
         if clients[0].scenario.method.exchange == "weights":
             _receive_weights(turns)
         steps.learn_private(clients, models)
-        return [_finish(turn, _answer(turn)) for turn in turns]
+        return [_finish(turn, data) for turn, data in zip(turns, _answers(turns), strict=True)]
 
     def evaluate(deliveries: Sequence[Delivery]) -> list[Message]:
         turns = [_turn(message, context, store_of, 1) for message, context in deliveries]
@@ -90,17 +89,16 @@ def make_app(store_of: Stores = _store_of) -> App:
         if first.client.scenario.method.exchange == "weights":
             _receive_weights(turns)
         elif "payload" in first.message.content:
-            proxy = _pool_of(first.message, first.store)
+            proxy = _proxy_of(first)
             consensus = payload.decode_consensus(
                 _payload(first.message),
                 round_=first.client.round,
-                n_samples=len(proxy.x),
+                n_samples=proxy.n_samples,
                 n_classes=first.client.world.train.n_classes,
             )
             steps.learn_consensus(clients, models, proxy, consensus)
         if first.client.scenario.measures(first.client.round):
-            for client, model in zip(clients, models, strict=True):
-                steps.measure(client, model)
+            steps.measure(clients, models)
         return [_finish(turn, None) for turn in turns]
 
     app.train()(lambda message, context: train([(message, context)])[0])
@@ -130,29 +128,51 @@ def _turn(message: Message, context: Context, store_of: Stores, phase: int) -> T
     return Turn(message, client, store, step, dict(state or {}), client.model(state))
 
 
-def _finish(turn: Turn, data: payload.Bytes | None) -> Message:
+def _finish(turn: Turn, sealed: Sealed | None) -> Message:
     """Keep the client's new state and reply."""
     turn.store.save(turn.client.id, turn.step, steps.with_model(turn.state, turn.model))
-    return _reply(turn.message, data, turn.client)
+    return _reply(turn.message, sealed, turn.client)
 
 
-def _answer(turn: Turn) -> payload.Bytes | None:
-    """What a client sends up after learning from its own data; its mask goes into its state."""
-    message, client, store, _, state, model = turn
-    method = client.scenario.method
-    if method.exchange == "soft-labels":
-        proxy = _pool_of(message, store)
-        if "mask" not in state or method.score.space == "features":
-            state["mask"] = steps.filter_pool(client, model, proxy)
-        ids, values = steps.answer(client, model, proxy, state["mask"])
-        _record(store, client, "soft labels", len(ids))
-        return _packed(client, payload.Answer(client.id, client.round, ids, values))
-    if method.exchange == "weights":
-        _record(store, client, "weights", 1)
-        vector = parameters_to_vector(model.parameters()).detach().cpu().numpy()
-        n_samples = len(client.world.private[client.id])
-        return payload.encode_weights(vector, client.id, client.round, n_samples)
-    return None
+def _answers(turns: Sequence[Turn]) -> Sequence[Sealed | None]:
+    """What clients send up after learning from their own data; masks go into their states."""
+    exchange = turns[0].client.scenario.method.exchange
+    if exchange == "soft-labels":
+        return _soft_labels(turns)
+    if exchange == "weights":
+        return [_weights(turn) for turn in turns]
+    return [None] * len(turns)
+
+
+def _soft_labels(turns: Sequence[Turn]) -> list[Sealed]:
+    proxy, score = _proxy_of(turns[0]), turns[0].client.scenario.method.score
+    unsure = [turn for turn in turns if "mask" not in turn.state or score.space == "features"]
+    if unsure:
+        clients, models = [turn.client for turn in unsure], [turn.model for turn in unsure]
+        for turn, mask in zip(unsure, steps.filter_pool(clients, models, proxy), strict=True):
+            turn.state["mask"] = mask
+    answers = steps.answer(
+        [turn.client for turn in turns],
+        [turn.model for turn in turns],
+        proxy,
+        [turn.state["mask"] for turn in turns],
+    )
+    sealed = []
+    for turn, (ids, values) in zip(turns, answers, strict=True):
+        client = turn.client
+        receipt = _record(turn.store, client, "soft labels", len(ids))
+        answer = _packed(client, payload.Answer(client.id, client.round, ids, values))
+        sealed.append(_seal(client, answer, receipt))
+    return sealed
+
+
+def _weights(turn: Turn) -> Sealed:
+    client = turn.client
+    receipt = _record(turn.store, client, "weights", 1)
+    vector = parameters_to_vector(turn.model.parameters()).detach().cpu().numpy()
+    n_samples = len(client.world.private[client.id])
+    weights = payload.encode_weights(vector, client.id, client.round, n_samples)
+    return _seal(client, weights, receipt)
 
 
 def _packed(client: steps.Client, answer: payload.Answer) -> payload.Bytes:
@@ -188,19 +208,21 @@ def _payload(message: Message) -> payload.Bytes:
     return message.content.array_records["payload"]["bytes"].numpy()
 
 
-_POOLS: dict[str, payload.Pool] = {}
-"""The pool of this process's run, decoded once and not once a client and message."""
+_PROXY_SETS: dict[tuple[str, torch.device], steps.ProxySet] = {}
+"""The proxy set of this process's run, decoded and converted once and not once a message."""
 
 
-def _pool_of(message: Message, store: ClientStore) -> payload.Pool:
-    digest = str(_config(message)["pool"])
-    if digest not in _POOLS:
-        data = store.load_pool(digest)
+def _proxy_of(turn: Turn) -> steps.ProxySet:
+    digest = str(_config(turn.message)["pool"])
+    key = (digest, turn.client.device)
+    if key not in _PROXY_SETS:
+        data = turn.store.load_pool(digest)
         if data is None:
             raise FedkdError("this client never received the proxy pool", value=digest[:16])
-        _POOLS.clear()
-        _POOLS[digest] = payload.decode_pool(np.frombuffer(data, dtype=np.uint8))
-    return _POOLS[digest]
+        pool = payload.decode_pool(np.frombuffer(data, dtype=np.uint8))
+        _PROXY_SETS.clear()
+        _PROXY_SETS[key] = steps.ProxySet.of(pool, turn.client.device)
+    return _PROXY_SETS[key]
 
 
 def _receive_weights(turns: Sequence[Turn]) -> None:
@@ -215,10 +237,10 @@ def _receive_weights(turns: Sequence[Turn]) -> None:
         vector_to_parameters(vector.clone(), turn.model.parameters())
 
 
-def _record(store: ClientStore, client: steps.Client, what: What, rows: int) -> None:
+def _record(store: ClientStore, client: steps.Client, what: What, rows: int) -> Receipt:
     """Charge a release before it is sent."""
     everyone = what == "raw samples"
-    store.ledger(client.id).record(
+    return store.ledger(client.id).record(
         Release(
             client=client.id,
             round=client.round,
@@ -229,12 +251,16 @@ def _record(store: ClientStore, client: steps.Client, what: What, rows: int) -> 
     )
 
 
+def _seal(client: steps.Client, data: payload.Bytes, *receipts: Receipt) -> Sealed:
+    return seal(data, *receipts, client=client.id, round_=client.round)
+
+
 def _reply(
-    message: Message, data: payload.Bytes | None = None, client: steps.Client | None = None
+    message: Message, sealed: Sealed | None = None, client: steps.Client | None = None
 ) -> Message:
     content = RecordDict()
-    if data is not None:
-        content["payload"] = ArrayRecord({"bytes": Array(data)})
+    if sealed is not None:
+        content["payload"] = ArrayRecord({"bytes": Array(sealed.data)})
     if client is not None:
         content["metrics"] = MetricRecord(
             {key: float(value) for key, value in client.metrics.items() if np.isfinite(value)}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from torch import Tensor
 
 from fedkd import cohort, training
 from fedkd.config import Phase, Scenario
-from fedkd.data.dataset import as_input
 from fedkd.data.federation import Federation
+from fedkd.errors import FedkdError
 from fedkd.exchange.combine import Consensus
-from fedkd.exchange.gate import accept
+from fedkd.exchange.gate import accept, needs_scores
+from fedkd.exchange.score import fit_together
 from fedkd.models.zoo import Classifier, build
 from fedkd.payload import Pool
 from fedkd.rng import stream, torch_stream
@@ -30,7 +31,7 @@ from fedkd.rng import stream, torch_stream
 
 @dataclass(frozen=True, kw_only=True)
 class Client:
-    """One client in one round. `metrics` collects what it reports; `seconds` its time by phase."""
+    """One client in one round. `metrics` collects what it reports."""
 
     scenario: Scenario
     seed: int
@@ -40,15 +41,8 @@ class Client:
     device: torch.device
     metrics: dict[str, float] = field(default_factory=dict)
 
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add the block's wall time to the metric `phase_s`."""
-        start = time.perf_counter()
-        yield
-        self.took(phase, time.perf_counter() - start)
-
     def took(self, phase: str, seconds: float) -> None:
-        """Add to the metric `phase_s`."""
+        """Add wall time to the metric `phase_s`."""
         key = f"{phase}_s"
         self.metrics[key] = self.metrics.get(key, 0.0) + seconds
 
@@ -56,17 +50,46 @@ class Client:
         """This client's stream of this round for one purpose."""
         return stream(self.seed, "client", self.round, self.id, purpose)
 
+    @property
+    def architecture(self) -> str:
+        """The name of the client's model."""
+        names = self.scenario.model.names
+        return names[self.id % len(names)]
+
     def model(self, state: Mapping[str, Tensor] | None) -> Classifier:
         """The client's model: new, or with the weights of its state."""
-        names = self.scenario.model.names
         train = self.world.train
-        name = names[self.id % len(names)]
         init = torch_stream(self.seed, "client", 0, self.id, "init")
         channels, height, width = train.x.shape[1:]
-        model = build(name, (channels, height, width), train.n_classes, init)
+        shape = (channels, height, width)
+        model = build(self.architecture, shape, train.n_classes, init, train.x.dtype)
         if state is not None:
             model.load_state_dict(model_part(state))
         return model.to(self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class ProxySet:
+    """The proxy pool as the clients of a process compute on it: converted once, on the device."""
+
+    x: Tensor
+    """As `training.inputs` gives it, [n, c, h, w]."""
+    contributor: NDArray[np.int32]
+    """[n] the client that gave the record, or -1."""
+    positions: int
+    """How many samples a record is: 1, or L tokens. Position l of record r has id r * L + l."""
+
+    @classmethod
+    def of(cls, pool: Pool, device: torch.device) -> ProxySet:
+        """The set on a device."""
+        positions = pool.x.shape[3] if pool.x.dtype == np.int16 else 1
+        x = training.inputs(torch.from_numpy(pool.x).to(device))
+        return cls(x, pool.contributor, positions)
+
+    @property
+    def n_samples(self) -> int:
+        """What soft labels are given for: images, or token positions."""
+        return len(self.x) * self.positions
 
 
 def model_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,6 +101,25 @@ def with_model(state: Mapping[str, Tensor], model: Classifier) -> dict[str, Tens
     """A state with the model's tensors replaced."""
     rest = {k: v for k, v in state.items() if not k.startswith("model.")}
     return rest | {f"model.{k}": v.detach().cpu() for k, v in model.state_dict().items()}
+
+
+def _blocks(
+    phase: str, clients: Sequence[Client], sizes: Sequence[int]
+) -> Iterator[tuple[list[int], list[Client]]]:
+    """Indices and clients that one call serves; each takes an equal part of the block's time.
+
+    Args: sizes: how many records each client looks at; those with none are left out.
+    """
+    some = [i for i, size in enumerate(sizes) if size]
+    kinds = [clients[i].architecture for i in some]
+    at_most = clients[0].scenario.blocks
+    for block in cohort.blocks(kinds, [sizes[i] for i in some], at_most):
+        ids = [some[i] for i in block]
+        start = time.perf_counter()
+        yield ids, [clients[i] for i in ids]
+        seconds = (time.perf_counter() - start) / len(ids)
+        for i in ids:
+            clients[i].took(phase, seconds)
 
 
 def learn_private(clients: Sequence[Client], models: Sequence[Classifier]) -> None:
@@ -105,111 +147,216 @@ def _fit(
     targets: Sequence[Tensor],
     loss: training.Loss,
     phase: Phase,
+    rows: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> list[float]:
     """As `training.fit` for each client; `grid.block` clients together where that is above one."""
     losses = [math.nan] * len(clients)
-    learning = [i for i, x in enumerate(xs) if len(x)]
-    at_most = clients[0].scenario.grid.block
-    sizes = [len(xs[i]) for i in learning]
-    for block in cohort.blocks([models[i] for i in learning], sizes, at_most):
-        ids = [learning[i] for i in block]
-        draws = [clients[i].draws(phase_name) for i in ids]
-        start = time.perf_counter()
+    for ids, block in _blocks(phase_name, clients, [len(mine) for mine in targets]):
+        draws = [client.draws(phase_name) for client in block]
         if len(ids) == 1:
             (i,) = ids
-            losses[i] = training.fit(models[i], xs[i], targets[i], loss, phase, draws[0])
+            losses[i] = training.fit(
+                models[i], xs[i], targets[i], loss, phase, draws[0], rows=rows, weight=weight
+            )
         else:
-            together = cohort.Cohort([models[i] for i in ids])
-            found = together.fit(
-                [xs[i] for i in ids], [targets[i] for i in ids], loss, phase, draws
+            found = cohort.Cohort([models[i] for i in ids]).fit(
+                [xs[i] for i in ids],
+                [targets[i] for i in ids],
+                loss,
+                phase,
+                draws,
+                rows=rows,
+                weight=weight,
             )
             for i, value in zip(ids, found, strict=True):
                 losses[i] = value
         for i in ids:
-            clients[i].took(phase_name, (time.perf_counter() - start) / len(ids))
-            clients[i].metrics[f"{phase_name}_samples"] = training.n_learnt(len(xs[i]), phase)
+            learnt = training.n_learnt(len(targets[i]), phase)
+            clients[i].metrics[f"{phase_name}_samples"] = learnt
     return losses
 
 
-def filter_pool(client: Client, model: Classifier, pool: Pool) -> Tensor:
-    """The mask [n] of pool samples that the client answers; the score is fitted here."""
-    method = client.scenario.method
-    x, y = client.world.client(client.id)
-    n_heldout = min(max(1, round(client.scenario.training.heldout * len(x))), len(x) - 1)
-    order = stream(client.seed, "client", 0, client.id, "heldout").permutation(len(x))
-    heldout, fitted = torch.from_numpy(order[:n_heldout]), torch.from_numpy(order[n_heldout:])
+def filter_pool(
+    clients: Sequence[Client], models: Sequence[Classifier], proxy: ProxySet
+) -> list[Tensor]:
+    """Each client's mask [n] of the proxy records that it answers; the score is fitted here.
 
-    def look(samples: Tensor) -> Tensor:
-        samples = samples.to(client.device)
-        if method.score.space == "features":
-            return training.features(model, samples)
-        return as_input(samples).flatten(1)
-
-    with client.timed("filter"):
-        draws = torch_stream(client.seed, "client", client.round, client.id, "score")
-        state = method.score.fit(look(x[fitted]), y[fitted].to(client.device), draws)
-        mask, threshold = accept(
-            method.gate,
-            method.score.score(state, look(x[heldout])).cpu(),
-            method.score.score(state, look(torch.from_numpy(pool.x))).cpu(),
-            torch.from_numpy(pool.contributor == client.id),
+    Raises: FedkdError for distances between the raw tokens of texts, whose numbers mean nothing.
+    """
+    method = clients[0].scenario.method
+    own = [torch.from_numpy(proxy.contributor == client.id) for client in clients]
+    if not needs_scores(method.gate):
+        nothing, same = torch.zeros(0), torch.zeros(len(proxy.x))
+        return [accept(method.gate, nothing, same, mine)[0] for mine in own]
+    if method.score.name != "none" and method.score.space == "pixels" and proxy.positions > 1:
+        raise FedkdError(
+            "the distance between two texts' tokens says nothing",
+            value=f"method.score.space = {method.score.space}",
+            allowed="features",
+            fix='method.score.space = "features"',
         )
-    if np.isfinite(threshold):
-        client.metrics["threshold"] = threshold
-    return mask
+    start = time.perf_counter()
+    heldout, fitted, labels, draws = [], [], [], []
+    for client, model in zip(clients, models, strict=True):
+        x, y = client.world.client(client.id)
+        order = stream(client.seed, "client", 0, client.id, "heldout").permutation(len(x))
+        share = client.scenario.training.heldout
+        n_heldout = min(max(1, round(share * len(x))), len(x) - 1)
+        seen = _look(client, model, x)
+        heldout.append(seen[torch.from_numpy(order[:n_heldout])])
+        fitted.append(seen[torch.from_numpy(order[n_heldout:])])
+        labels.append(y[torch.from_numpy(order[n_heldout:])].to(client.device))
+        draws.append(torch_stream(client.seed, "client", client.round, client.id, "score"))
+    states = fit_together(method.score, fitted, labels, draws)
+    masks = []
+    for client, model, mine, state, apart in zip(
+        clients, models, own, states, heldout, strict=True
+    ):
+        of_pool = method.score.score(state, _look(client, model, proxy.x)).cpu()
+        mask, threshold = accept(method.gate, method.score.score(state, apart).cpu(), of_pool, mine)
+        if np.isfinite(threshold):
+            client.metrics["threshold"] = threshold
+        masks.append(mask)
+    seconds = (time.perf_counter() - start) / len(clients)
+    for client in clients:
+        client.took("filter", seconds)
+    return masks
+
+
+def _look(client: Client, model: Classifier, x: Tensor) -> Tensor:
+    """What a score measures by, [n, d]: pixels, or features; of a text, their mean over tokens."""
+    x = x.to(client.device)
+    if client.scenario.method.score.space == "pixels":
+        return training.inputs(x).flatten(1)
+    model.eval()
+    found = training.features(model, x)
+    return found if found.ndim == 2 else found.mean(dim=1)
 
 
 def answer(
-    client: Client, model: Classifier, pool: Pool, mask: Tensor
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The ids [m] and released values [m, classes] of the pool samples under `mask`."""
-    ids = mask.nonzero().squeeze(1)
-    with client.timed("answer"):
-        samples = torch.from_numpy(pool.x)[ids].to(client.device)
-        model.eval()
-        values = client.scenario.method.release.release(training.predict(model, samples))
-    return ids.numpy().astype(np.int32), values.cpu().numpy()
+    clients: Sequence[Client],
+    models: Sequence[Classifier],
+    proxy: ProxySet,
+    masks: Sequence[Tensor],
+) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+    """Each client's ids [m * L] and released values [m * L, classes] of the m records it answers.
+
+    Ids are those of positions, and every position of a record is answered; of images, L is 1.
+    """
+    release = clients[0].scenario.method.release.release
+    rows = [mask.nonzero().squeeze(1) for mask in masks]
+    n_classes = clients[0].world.train.n_classes
+    values = [np.empty((0, n_classes), dtype=np.float32) for _ in clients]
+    for ids, _ in _blocks("answer", clients, [len(mine) for mine in rows]):
+        block = [models[i].eval() for i in ids]
+        everything = all(len(rows[i]) == len(proxy.x) for i in ids)
+        if len(ids) == 1:
+            x = proxy.x if everything else proxy.x[rows[ids[0]].to(proxy.x.device)]
+            found = [training.predict(block[0], x)]
+        elif everything:
+            found = list(cohort.Cohort(block).predict(proxy.x))
+        else:
+            mine = [rows[i].to(proxy.x.device) for i in ids]
+            found = cohort.Cohort(block).predict_rows(proxy.x, mine)
+        for i, logits in zip(ids, found, strict=True):
+            values[i] = release(logits.flatten(0, -2)).cpu().numpy()
+    within = np.arange(proxy.positions, dtype=np.int32)
+    positions = [
+        (mine.numpy().astype(np.int32)[:, None] * proxy.positions + within).reshape(-1)
+        for mine in rows
+    ]
+    return list(zip(positions, values, strict=True))
 
 
 def learn_consensus(
-    clients: Sequence[Client], models: Sequence[Classifier], pool: Pool, consensus: Consensus
+    clients: Sequence[Client],
+    models: Sequence[Classifier],
+    proxy: ProxySet,
+    consensus: Consensus,
 ) -> None:
     """Distil the consensus into each model in place; nothing to learn leaves it as it is."""
     first = clients[0]
     method = first.scenario.method
-    x = torch.from_numpy(pool.x)[torch.from_numpy(consensus.ids).long()].to(first.device)
-    target = method.release.target(torch.from_numpy(consensus.values)).to(first.device)
+    target = method.release.target(torch.from_numpy(consensus.values))
+    rows, targets, weight = _lesson(torch.from_numpy(consensus.ids).long(), target, proxy.positions)
+    targets = targets.to(first.device)
     losses = _fit(
         "distill",
         clients,
         models,
-        [x] * len(clients),
-        [target] * len(clients),
+        [proxy.x] * len(clients),
+        [targets] * len(clients),
         method.distill.loss,
         first.scenario.training.distill,
+        rows.to(first.device),
+        None if weight is None else weight.to(first.device),
     )
     for client, loss in zip(clients, losses, strict=True):
         client.metrics["distill_loss"] = loss
 
 
-def measure(client: Client, model: Classifier) -> None:
-    """Accuracy on the test set, on the client's own mix of classes, and on the validation set.
+def _lesson(ids: Tensor, target: Tensor, positions: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The records [r] that a consensus is about, their targets and their positions' weights.
 
-    `own_accuracy` weighs the test set's per-class accuracy by the client's class shares.
+    Shapes: ids int64 [m], target [m, classes]. Of texts, targets are [r, L, classes] and weights
+    [r, L] are 0 at positions without a consensus; of images, [m, classes] and None.
     """
-    world, train = client.world, client.world.train
-    with client.timed("evaluate"):
-        per_class = training.class_accuracy(
-            model, world.test.x.to(client.device), world.test.y.to(client.device), train.n_classes
-        )
-        n_test = np.bincount(world.test.y.numpy(), minlength=train.n_classes)
-        n_own = np.where(n_test > 0, world.counts(client.id), 0)
-        client.metrics["accuracy"] = float(np.nansum(per_class * n_test) / n_test.sum())
-        if n_own.sum():
-            client.metrics["own_accuracy"] = float(np.nansum(per_class * n_own) / n_own.sum())
-        ids = torch.from_numpy(world.validation_ids)
-        if len(ids):
-            x, y = train.x[ids].to(client.device), train.y[ids].to(client.device)
-            model.eval()
-            hits = (training.predict(model, x).argmax(dim=1) == y).double()
-            client.metrics["validation_accuracy"] = float(hits.mean())
+    if positions == 1:
+        return ids, target, None
+    rows, place = torch.unique(ids // positions, return_inverse=True)
+    at = (place, ids % positions)
+    targets = target.new_zeros(len(rows), positions, target.shape[1])
+    targets[at] = target
+    weight = target.new_zeros(len(rows), positions)
+    weight[at] = 1
+    return rows, targets, weight
+
+
+def measure(clients: Sequence[Client], models: Sequence[Classifier]) -> None:
+    """Accuracy on the test set, on the client's own mix of strata, and on the validation set.
+
+    `own_accuracy` weighs the test set's accuracy within each stratum (of images, the class) by the
+    client's shares of them. Of texts, accuracy is over positions, and `perplexity` is e to the
+    mean cross-entropy of the test set's positions in nats.
+    """
+    world, device = clients[0].world, clients[0].device
+    x, y = _test_set(world, device)
+    validation_x, validation_y = _validation_set(world, device)
+    strata, n_strata = world.test.strata, world.test.n_strata
+    for ids, block in _blocks("evaluate", clients, [len(x)] * len(clients)):
+        learnt = [models[i].eval() for i in ids]
+        for client, graded in zip(block, _grades(learnt, x, y), strict=True):
+            hits, nats, positions = (column.double().cpu().numpy() for column in graded)
+            client.metrics["accuracy"] = float(hits.sum() / positions.sum())
+            right, of = (np.bincount(strata, by, n_strata) for by in (hits, positions))
+            own = np.where(of > 0, world.counts(client.id), 0)
+            if own.sum():
+                share = own / own.sum()
+                client.metrics["own_accuracy"] = float((right / np.maximum(of, 1)) @ share)
+            if y.ndim == 2:
+                client.metrics["perplexity"] = math.exp(nats.sum() / positions.sum())
+        if len(validation_x):
+            for client, graded in zip(
+                block, _grades(learnt, validation_x, validation_y), strict=True
+            ):
+                share_right = graded.hits.sum().double() / graded.positions.sum()
+                client.metrics["validation_accuracy"] = float(share_right)
+
+
+def _grades(models: Sequence[Classifier], x: Tensor, y: Tensor) -> list[training.Grades]:
+    if len(models) == 1:
+        return [training.grades(models[0], x, y)]
+    return cohort.Cohort(models).grades(x, y)
+
+
+@lru_cache(maxsize=4)
+def _test_set(world: Federation, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The test set as models eat it, once a process and not once a client."""
+    return training.inputs(world.test.x.to(device)), world.test.y.to(device)
+
+
+@lru_cache(maxsize=4)
+def _validation_set(world: Federation, device: torch.device) -> tuple[Tensor, Tensor]:
+    x, y = world.train.rows(world.validation_ids)
+    return training.inputs(x.to(device)), y.to(device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from fedkd.errors import FedkdError
@@ -24,3 +26,11 @@ def resolve(name: str) -> torch.device:
             fix='set device = "auto"',
         )
     return device
+
+
+def budget_bytes(device: torch.device) -> int:
+    """What one block of clients may take up: half of a GPU's free memory, a quarter of a host's."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free // 2
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4

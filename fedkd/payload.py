@@ -34,7 +34,7 @@ class Hello(NamedTuple):
     client: int
     n_private: int
     n_classes: int
-    contribution: Array  # uint8 or float32 [m, c, h, w]: raw private samples, in the clear
+    contribution: Array  # uint8, float32, int16 [m, c, h, w]: raw private samples, in the clear
 
 
 class Answer(NamedTuple):
@@ -72,7 +72,7 @@ class SparseAnswer(NamedTuple):
 class Pool(NamedTuple):
     """The proxy set."""
 
-    x: Array  # uint8 or float32 [n, c, h, w]
+    x: Array  # uint8, float32, int16 [n, c, h, w]
     contributor: NDArray[np.int32]  # [n] the client that gave the sample, or -1
 
 
@@ -89,7 +89,7 @@ def encode_hello(hello: Hello) -> Bytes:
 
 def decode_hello(data: Bytes) -> Hello:
     """Raises: PayloadError where counts or samples break the contract."""
-    arrays, header = _decode(data, "hello", {"contribution": "uint8 float32"})
+    arrays, header = _decode(data, "hello", {"contribution": "uint8 float32 int16"})
     hello = Hello(
         _whole(header, "client"), _whole(header, "n_private"), _whole(header, "n_classes"), **arrays
     )
@@ -107,7 +107,7 @@ def encode_pool(pool: Pool) -> Bytes:
 
 def decode_pool(data: Bytes) -> Pool:
     """Raises: PayloadError where samples and contributors do not match or are not finite."""
-    arrays, _ = _decode(data, "pool", {"x": "uint8 float32", "contributor": "int32"})
+    arrays, _ = _decode(data, "pool", {"x": "uint8 float32 int16", "contributor": "int32"})
     pool = Pool(**arrays)
     _require(pool.x.ndim == 4, "pool is not [n, c, h, w]")
     _require(pool.contributor.shape == (len(pool.x),), "one contributor a sample is needed")

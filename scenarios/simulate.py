@@ -19,10 +19,11 @@ from scenarios import quiet  # noqa: F401  # before anything that imports flwr
 from clients.app import app as folder_client_app  # isort: skip
 from clients.app import make_app as make_client_app
 from clients.store import MemoryStore
-from fedkd import cohort, config, device
+from fedkd import config, device
 from fedkd.config import Grid, Scenario
 from fedkd.errors import FedkdError
 from fedkd.models import zoo
+from scenarios.blocks import calibrated
 from scenarios.grids import actors, flower, inline, workers
 from scenarios.results import Cell, Result
 from server.app import make_app as make_server_app
@@ -57,7 +58,7 @@ def simulate(
         scenario = config.parse({**table, "training": {**table["training"], **training}})
     for plan in plans(scenario):
         plan.check()
-    scenario = _calibrated(scenario)
+    scenario = calibrated(scenario)
     run_folder = Path(folder) if folder is not None else None
     if run_folder is None:
         cells = [_run_cell(plan, None, listener) for plan in plans(scenario)]
@@ -120,7 +121,8 @@ class Plan:
         train = self.scenario.world(self.seed).train
         channels, height, width = train.x.shape[1:]
         for name in self.scenario.model.names:
-            zoo.build(name, (channels, height, width), train.n_classes, torch.Generator())
+            shape = (channels, height, width)
+            zoo.build(name, shape, train.n_classes, torch.Generator(), train.x.dtype)
 
     def read(self, run_folder: Path) -> Cell:
         """The cell as its event log tells it so far."""
@@ -133,23 +135,6 @@ def plans(scenario: Scenario) -> list[Plan]:
     rows = {scenario.method.name: scenario}
     rows |= {name: scenario.row(name) for name in scenario.references if name not in rows}
     return [Plan(row, seed, what) for row, what in rows.items() for seed in scenario.seeds]
-
-
-def _calibrated(scenario: Scenario) -> Scenario:
-    """The scenario with a measured block where it asks for one; kept with the run from then on."""
-    if scenario.grid.name != "cohort" or scenario.grid.block:
-        return scenario
-    world = scenario.world(scenario.seeds[0])
-    channels, height, width = world.train.x.shape[1:]
-    shape = (channels, height, width)
-    target = device.resolve(scenario.device)
-    torch.set_num_threads(scenario.threads)
-    models = [
-        zoo.build(name, shape, world.train.n_classes, torch.Generator()).to(target)
-        for name in dict.fromkeys(scenario.model.names)
-    ]
-    block = cohort.calibrate(models, shape, scenario.training.local, world.n_clients)
-    return scenario.on(scenario.grid.model_copy(update={"block": block}))
 
 
 def _run_cell(plan: Plan, run_folder: Path | None, listener: Listener | None) -> Cell:
@@ -177,16 +162,15 @@ def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> No
         store = MemoryStore()
         client_app = folder_client_app if folder else make_client_app(lambda config: store)
         server_app = make_server_app(scenario, plan.seed, folder, tell)
-        block = settings.block if settings.name == "cohort" else 1
-        inline.run(server_app, client_app, n_clients, block)
+        inline.run(server_app, client_app, n_clients, scenario.at_once)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        server_app = make_server_app(scenario, plan.seed, folder or Path(scratch), tell)
+        home = folder or Path(scratch)
+        server_app = make_server_app(scenario, plan.seed, home, tell)
         if settings.name == "workers":
-            n_workers = settings.workers or len(os.sched_getaffinity(0))
-            workers.run(server_app, CLIENT_APP, n_clients, n_workers, scenario.threads)
+            workers.run(server_app, CLIENT_APP, n_clients, home, scenario)
         elif settings.name == "ray":
-            actors.run(server_app, CLIENT_APP, n_clients, settings, scenario.threads)
+            actors.run(server_app, CLIENT_APP, n_clients, home, scenario)
         else:
             flower.run(server_app, folder_client_app, n_clients, settings)
 

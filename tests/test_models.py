@@ -1,4 +1,4 @@
-"""The model zoo: shapes, weights by generator, and samples that never see each other."""
+"""The zoo's image models: shapes, weights by generator, samples that never see each other."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fedkd.errors import FedkdError
-from fedkd.models.zoo import MODELS, Shape, build
+from fedkd.models.zoo import IMAGE_MODELS, Shape, build
 from fedkd.rng import torch_stream
 
 SHAPES: list[Shape] = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
-EVERY = pytest.mark.parametrize("name", MODELS)
+EVERY = pytest.mark.parametrize("name", IMAGE_MODELS)
 EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES)
 
 
@@ -57,7 +57,9 @@ def test_the_number_of_weights_is_the_closed_form(shape: Shape) -> None:
         "cnn": convolutional(shape, 7, kernel=5, hidden=128),
         "small-cnn": convolutional(shape, 7, kernel=3, hidden=64),
     }
-    counted = {name: sum(p.numel() for p in model(name, shape).parameters()) for name in MODELS}
+    counted = {
+        name: sum(p.numel() for p in model(name, shape).parameters()) for name in IMAGE_MODELS
+    }
     assert counted == expected
 
 

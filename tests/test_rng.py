@@ -16,12 +16,13 @@ from scipy import stats
 from fedkd import training
 from fedkd.config import Phase
 from fedkd.data import federation
+from fedkd.data.canaries import Canaries, insert
 from fedkd.data.dataset import split_test, stratified
 from fedkd.data.partition import PARTITIONS, Iid
 from fedkd.data.proxy import Contributed, Foreign, Public
-from fedkd.data.sources import Digits
+from fedkd.data.sources import Digits, Pydoc
 from fedkd.exchange.score import KMeans
-from fedkd.models.zoo import MODELS, build
+from fedkd.models.zoo import IMAGE_MODELS, TEXT_MODELS, build
 from fedkd.rng import stream, torch_stream
 
 Address = tuple[int, str, int, int, str]
@@ -133,8 +134,13 @@ def train(model: str) -> list[torch.Tensor]:
     x, y = torch.arange(40 * 64).reshape(40, 1, 8, 8) % 7 / 7, torch.arange(40) % 4
     phase = Phase(epochs=2, batch_size=16)
     training.fit(net, x, y, training.cross_entropy, phase, stream(1, "test"))
-    training.class_accuracy(net, x, y, 4)
+    training.grades(net, x, y)
     return list(net.state_dict().values())
+
+
+def write(model: str) -> list[torch.Tensor]:
+    net = build(model, (1, 1, 8), 5, torch_stream(1, "test"), torch.int16)
+    return [*net.state_dict().values(), net(torch.arange(16).view(2, 1, 1, 8) % 5)]
 
 
 def fit_score(per_class: bool) -> list[torch.Tensor]:
@@ -158,7 +164,14 @@ def federate(proxy: Contributed | Public | Foreign) -> list[torch.Tensor]:
 def hold_out() -> list[torch.Tensor]:
     whole = Digits().load().train
     chosen = stratified(whole.y.numpy(), 50, stream(1, "test"))
-    return [torch.from_numpy(chosen), split_test(whole, 0.3).test.x]
+    text = Pydoc(length=99).load().test.x
+    return [torch.from_numpy(chosen), split_test(whole, 0.3).test.x, text]
+
+
+def plant() -> list[torch.Tensor]:
+    drawn = Canaries(each=3).draw([4, 2], seed=1)
+    x, y = Pydoc().load().test.rows(np.arange(20))
+    return list(insert(x, y, drawn, "characters", stream(1, "test")))
 
 
 FOREIGN = Foreign(source=Digits(test_fraction=0.5), size=50)
@@ -167,8 +180,12 @@ FOREIGN = Foreign(source=Digits(test_fraction=0.5), size=50)
 @pytest.mark.parametrize(
     "act",
     [
-        *(pytest.param(lambda name=name: train(name), id=name) for name in MODELS),
-        *(pytest.param(lambda name=name: split(name), id=name) for name in PARTITIONS),
+        *(pytest.param(lambda name=name: train(name), id=name) for name in IMAGE_MODELS),
+        *(pytest.param(lambda name=name: write(name), id=name) for name in TEXT_MODELS),
+        *(
+            pytest.param(lambda name=name: split(name), id=name)
+            for name in sorted(PARTITIONS.keys() - {"virtual"})
+        ),
         *(
             pytest.param(lambda proxy=proxy: federate(proxy), id=proxy.name)
             for proxy in (Contributed(), Public(size=100), FOREIGN)
@@ -176,6 +193,7 @@ FOREIGN = Foreign(source=Digits(test_fraction=0.5), size=50)
         pytest.param(lambda: fit_score(per_class=False), id="kmeans"),
         pytest.param(lambda: fit_score(per_class=True), id="kmeans per class"),
         pytest.param(hold_out, id="test set"),
+        pytest.param(plant, id="canaries"),
     ],
 )
 def test_no_global_generator_is_read_or_moved(act: Callable[[], list[torch.Tensor]]) -> None:

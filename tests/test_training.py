@@ -18,20 +18,24 @@ from torch import Tensor, nn
 
 from fedkd import training
 from fedkd.config import Phase
+from fedkd.data.dataset import NO_LABEL
+from fedkd.exchange.distill import KL
 from fedkd.models.zoo import Classifier, build
 from fedkd.rng import stream, torch_stream
 from fedkd.training import (
     batches,
-    class_accuracy,
     cross_entropy,
     features,
     fit,
+    grades,
+    inputs,
     n_learnt,
+    n_steps,
     predict,
 )
 
 Doubles = NDArray[np.float64]
-N, D, C = 23, 6, 4
+N, D, C, L = 23, 6, 4, 9
 
 
 def linear() -> Classifier:
@@ -244,25 +248,150 @@ def test_predictions_in_blocks_are_those_of_the_model(name: str, n: int) -> None
 
 
 class Oracle(Classifier):
-    """Says the class that its input's only pixel holds; unsure of itself while in training."""
+    """Says the class that each position of its input holds; unsure of itself while in training."""
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = nn.functional.one_hot(x.flatten().long(), C).float()
-        return -logits if self.training else logits
+        said = x.flatten(1).long()
+        logits = nn.functional.one_hot(said, C).float()
+        logits = -logits if self.training else logits
+        return logits[:, 0] if x.dtype == torch.float32 else logits
 
 
 @given(st.lists(st.tuples(st.integers(0, C - 1), st.integers(0, C - 1)), min_size=1, max_size=600))
 @settings(deadline=None, max_examples=60)
-def test_class_accuracy_is_the_recall_of_the_confusion_matrix(pairs: list[tuple[int, int]]) -> None:
+def test_grades_of_images_are_the_recall_of_the_confusion_matrix(
+    pairs: list[tuple[int, int]],
+) -> None:
     y, said = (torch.tensor(column) for column in zip(*pairs, strict=True))
     net = Oracle(nn.Identity(), 1, C).train()
-    got = class_accuracy(net, said.float().reshape(-1, 1, 1, 1), y, C)
+    got = grades(net, said.float().reshape(-1, 1, 1, 1), y)
     matrix = confusion_matrix(y, said, labels=range(C))
-    with np.errstate(invalid="ignore"):  # a class without samples is 0 / 0: NaN in both
-        np.testing.assert_array_equal(got, matrix.diagonal() / matrix.sum(axis=1))
+    right = torch.bincount(y, weights=got.hits.double(), minlength=C)
+    np.testing.assert_array_equal(right, matrix.diagonal())
+    assert torch.equal(got.positions, torch.ones(len(y), dtype=torch.int64))
+    # The logits are one-hot, so a hit costs log(e + 3) - 1 nats and a miss log(e + 3).
+    nats = math.log(math.e + C - 1) - (y == said).double()
+    torch.testing.assert_close(got.nats.double(), nats)
 
 
-def test_without_samples_every_class_accuracy_is_nan() -> None:
-    got = class_accuracy(linear().float(), torch.zeros(0, 1, 1, D), torch.zeros(0).long(), C)
-    assert got.shape == (C,)
-    assert np.isnan(got).all()
+@pytest.mark.parametrize("n", [0, 1, training.EVALUATION_BATCH + 1])
+def test_grades_of_texts_count_the_positions_with_a_label(n: int) -> None:
+    draws = stream(4, "test")
+    y = torch.from_numpy(draws.integers(C, size=(n, L)))
+    y[torch.from_numpy(draws.random((n, L)) < 0.4)] = NO_LABEL
+    said = torch.from_numpy(draws.integers(C, size=(n, L)))
+    got = grades(Oracle(nn.Identity(), 1, C), said.to(torch.int16).view(n, 1, 1, L), y)
+    known = (y != NO_LABEL).numpy()
+    hits = (y == said).numpy()
+    log_p = np.where(hits, 1.0, 0.0) - math.log(math.e + C - 1)
+    np.testing.assert_array_equal(got.positions, known.sum(axis=1))
+    np.testing.assert_array_equal(got.hits, (hits & known).sum(axis=1))
+    np.testing.assert_allclose(got.nats, -(log_p * known).sum(axis=1), rtol=1e-5)
+
+
+class TinyText(Classifier):
+    """An embedding, one GRU layer and a head, in float64."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Embedding(C, 3), 5, C)
+        self.gru = nn.GRU(3, 5, batch_first=True)
+        self.double()
+        with torch.no_grad():
+            for key, weight in self.named_parameters():
+                weight.copy_(torch.from_numpy(stream(1, key).normal(size=tuple(weight.shape))))
+
+    def features(self, x: Tensor) -> Tensor:
+        out: Tensor = self.gru(self.body(x.flatten(1)))[0]
+        return out
+
+
+def text() -> tuple[Tensor, Tensor]:
+    """Tokens [n, 1, 1, L] and next tokens, of which some are missing; of the last record, all."""
+    tokens = torch.from_numpy(stream(2, "text").integers(C, size=(N, L + 1)))
+    targets = tokens[:, 1:].clone()
+    targets[torch.from_numpy(stream(3, "text").random((N, L)) < 0.3)] = NO_LABEL
+    targets[-1] = NO_LABEL
+    return tokens[:, :-1].to(torch.int16).view(N, 1, 1, L), targets
+
+
+def text_loss(net: Classifier, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """The mean over records of the mean over positions that count, one position at a time."""
+    log_p = net(x.long()).log_softmax(-1)
+    total = torch.zeros((), dtype=torch.float64)
+    for record in range(len(x)):
+        there = [i for i in range(L) if y[record, i] != NO_LABEL and weight[record, i] > 0]
+        parts = [-weight[record, i] * log_p[record, i, y[record, i]] for i in there]
+        total = total + (sum(parts) / len(parts) if parts else 0.0)
+    return total / len(x)
+
+
+@pytest.mark.parametrize("weigh", ["nothing", "records", "positions"])
+def test_a_step_on_texts_is_that_of_the_mean_over_positions_then_records(weigh: str) -> None:
+    x, y = text()
+    weight = {
+        "nothing": None,
+        "records": torch.from_numpy(stream(5, "w").random(N)),
+        "positions": torch.from_numpy(stream(5, "w").integers(3, size=(N, L)) / 2.0),
+    }[weigh]
+    net, other = TinyText(), TinyText()
+    by_position = torch.ones(N, L).double() if weight is None else weight.view(N, -1).expand(N, L)
+    expected = text_loss(other, x, y, by_position)
+    expected.backward()  # type: ignore[no-untyped-call]
+    phase = Phase(optimizer="sgd", learning_rate=0.5, batch_size=N)
+    loss = fit(net, x, y, cross_entropy, phase, rng(), weight=weight)
+    assert loss == pytest.approx(expected.item(), rel=1e-9)
+    for mine, theirs in zip(net.parameters(), other.parameters(), strict=True):
+        assert theirs.grad is not None
+        torch.testing.assert_close(mine, theirs - 0.5 * theirs.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_soft_targets_of_texts_are_hard_ones_where_they_are_one_hot() -> None:
+    """Where a target is missing, its weight is 0. KL from a one-hot target is cross-entropy."""
+    x, y = text()
+    known = (y != NO_LABEL).double()
+    soft = nn.functional.one_hot(y.clamp_min(0), C).double()
+    hard_net, soft_net = TinyText(), TinyText()
+    phase = Phase(epochs=2, batch_size=7, learning_rate=0.01)
+    hard = fit(hard_net, x, y, cross_entropy, phase, rng())
+    assert fit(soft_net, x, soft, KL().loss, phase, rng(), weight=known) == pytest.approx(hard)
+    for mine, theirs in zip(hard_net.parameters(), soft_net.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
+
+
+def test_weights_scale_the_loss_of_an_image() -> None:
+    x, y = problem()
+    weight = torch.from_numpy(stream(5, "w").integers(3, size=N) / 2.0)
+    net, twin = linear(), linear()
+    alone = (weight * nn.functional.cross_entropy(twin(x), y, reduction="none")).mean()
+    alone.backward()  # type: ignore[no-untyped-call]
+    phase = Phase(optimizer="sgd", learning_rate=0.5, batch_size=N)
+    assert fit(net, x, y, cross_entropy, phase, rng(), weight=weight) == pytest.approx(alone.item())
+    for mine, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+        assert theirs.grad is not None
+        torch.testing.assert_close(mine, theirs - 0.5 * theirs.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_rows_learn_a_part_of_the_records() -> None:
+    x, y = problem()
+    rows = torch.tensor([5, 2, 19, 7, 7])
+    net, copied = linear(), linear()
+    phase = Phase(epochs=2, batch_size=2, learning_rate=0.1)
+    loss = fit(net, x, y[rows], cross_entropy, phase, rng(), rows=rows)
+    assert loss == fit(copied, x[rows], y[rows], cross_entropy, phase, rng())
+    assert np.array_equal(weights(net), weights(copied))
+
+
+@given(st.integers(1, 40), st.floats(0.01, 4), st.integers(1, 50))
+@settings(deadline=None, max_examples=100)
+def test_the_number_of_steps_is_that_of_the_batches(n: int, epochs: float, size: int) -> None:
+    phase = Phase(epochs=epochs, batch_size=size)
+    assert n_steps(n, phase) == len(list(batches(n, phase, rng())))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32])
+def test_records_are_prepared_once(dtype: torch.dtype) -> None:
+    x = torch.randint(100, (4, 3, 5, 6), generator=torch_stream(1, "x")).to(dtype)
+    ready = inputs(x)
+    assert ready.is_contiguous(memory_format=torch.channels_last)
+    assert inputs(ready) is ready
+    assert inputs(ready[torch.tensor([3, 1])]).stride() == ready.stride()

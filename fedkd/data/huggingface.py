@@ -53,14 +53,14 @@ class HuggingFace(Section):
             raise FedkdError(
                 f"data source huggingface: {error}", fix="pip install 'fedkd[huggingface]'"
             ) from None
-        with _library(self.path):
-            train, test = _open(self.path)
-            x = _column(train, self.image_key, datasets.Image, "image_key")
-            y = _column(train, self.label_key, datasets.ClassLabel, "label_key")
+        with library(self.path):
+            train, test = open_tables(self.path)
+            x = column(train, self.image_key, datasets.Image, "image_key")
+            y = column(train, self.label_key, datasets.ClassLabel, "label_key")
             owners = None
             if self.client_key is not None:
-                owner = _column(train, self.client_key, datasets.Value, "client_key")
-                owners = _values(train, owner)
+                owner = column(train, self.client_key, datasets.Value, "client_key")
+                owners = values(train, owner)
             return assemble(
                 _pair(train, x, y, self.path),
                 None if test is None else _pair(test, x, y, self.path),
@@ -71,7 +71,7 @@ class HuggingFace(Section):
 
 
 @contextmanager
-def _library(path: str) -> Iterator[None]:
+def library(path: str) -> Iterator[None]:
     """The library without its progress bars (a global switch), and with its errors as ours."""
     import datasets
 
@@ -91,7 +91,8 @@ def _library(path: str) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _open(path: str) -> tuple[Dataset, Dataset | None]:
+def open_tables(path: str) -> tuple[Dataset, Dataset | None]:
+    """The splits "train" and "test"; None where there is no "test"."""
     from datasets import Dataset, load_dataset, load_from_disk
 
     folder = Path(path).expanduser()
@@ -106,7 +107,7 @@ def _open(path: str) -> tuple[Dataset, Dataset | None]:
     return found["train"], found.get("test")
 
 
-def _column(table: Dataset, wanted: str | None, kind: type, option: str) -> str:
+def column(table: Dataset, wanted: str | None, kind: type, option: str) -> str:
     """The column's name: the one wanted, else the only one whose feature is of that kind."""
     if wanted is None:
         found: list[str] = [
@@ -128,11 +129,12 @@ def _pair(table: Dataset, image_key: str, label_key: str, path: str) -> tuple[Te
     import datasets
 
     decoded = isinstance(table.features[image_key], datasets.Image)
-    x = _stack(table[image_key]) if decoded else _values(table, image_key)
-    return images(x, path), labels(_values(table, label_key), path)
+    x = _stack(table[image_key]) if decoded else values(table, image_key)
+    return images(x, path), labels(values(table, label_key), path)
 
 
-def _values(table: Dataset, key: str) -> NDArray[Any]:
+def values(table: Dataset, key: str) -> NDArray[Any]:
+    """A column as an array [n, …]."""
     return np.asarray(table.select_columns(key).with_format("numpy")[:][key])
 
 

@@ -72,24 +72,37 @@ class Public(Section):
 
 
 class Foreign(Section):
-    """Training images of another data set, whose labels mean nothing here and are dropped."""
+    """Training records of another data set, whose labels mean nothing here and are dropped."""
 
     name: Literal["foreign"] = "foreign"
     source: Source
     size: int | None = Field(default=None, ge=1)
 
-    def images(self, shape: tuple[int, int, int], seed: int) -> Tensor:
-        """`size` of the images (None: all), made to fit `shape` = (c, h, w).
+    def images(
+        self, shape: tuple[int, int, int], seed: int, vocabulary: int | None = None
+    ) -> Tensor:
+        """`size` of the records (None: all), made to fit the private ones of `shape` = (c, h, w).
 
-        They are resized with antialiasing; their channels are averaged into one, or one is
-        repeated. Shapes: [size, c, h, w], uint8 or float32 as the source has it.
-        Raises: FedkdError where the source has fewer images or they cannot be made to fit.
+        Images are resized with antialiasing; their channels are averaged into one, or one is
+        repeated. Where the private records are text, of so many symbols as `vocabulary` says,
+        the others must be text of the same length and vocabulary.
+        Shapes: [size, c, h, w]; uint8, float32 or int16 as the source has it.
+        Raises: FedkdError where the source has fewer records or they cannot be made to fit.
         """
-        x = load(self.source).train.x
+        other = load(self.source).train
+        found = other.n_classes if other.is_text else None
+        if found != vocabulary:
+            raise FedkdError(
+                f"the foreign proxy {self.source.name} is of another kind than the private data",
+                value=_kind(found),
+                allowed=_kind(vocabulary),
+                fix="choose another proxy.source, or the same tokens for both",
+            )
+        x = other.x
         if self.size is not None:
             if self.size > len(x):
                 raise FedkdError(
-                    f"the foreign proxy {self.source.name} has too few images",
+                    f"the foreign proxy {self.source.name} has too few records",
                     value=self.size,
                     allowed=f"1 to {len(x)}",
                     fix="lower proxy.size",
@@ -99,13 +112,17 @@ class Foreign(Section):
         return _fit(x, shape)
 
 
+def _kind(vocabulary: int | None) -> str:
+    return "images" if vocabulary is None else f"text of {vocabulary} symbols"
+
+
 def _fit(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """[n, c, h, w] of the wanted (c, h, w), in the dtype of `x`."""
     have = tuple(x.shape[1:])
     if have == shape:
         return x
     flat = 1 in (have[1], shape[1]) and have[1:] != shape[1:]
-    if flat or (have[0] != shape[0] and 1 not in (have[0], shape[0])):
+    if flat or x.dtype == torch.int16 or (have[0] != shape[0] and 1 not in (have[0], shape[0])):
         raise FedkdError(
             "the foreign proxy's samples cannot be made to fit the private ones",
             value=have,

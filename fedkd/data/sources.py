@@ -11,8 +11,10 @@ from pydantic import Field
 from fedkd.data.arrays import assemble
 from fedkd.data.dataset import Splits
 from fedkd.data.huggingface import HuggingFace
+from fedkd.data.huggingface_text import HuggingFaceText
 from fedkd.data.idx import Idx
 from fedkd.data.npz import Npz
+from fedkd.data.text import Pydoc, TextFolder
 from fedkd.section import Section, table
 
 
@@ -35,8 +37,11 @@ class Digits(Section):
         return assemble(pair, None, test_fraction=self.test_fraction)
 
 
-Source = Annotated[Digits | Idx | Npz | HuggingFace, Field(discriminator="name")]
-SOURCES = table(Digits, Idx, Npz, HuggingFace)
+Source = Annotated[
+    Digits | Idx | Npz | HuggingFace | TextFolder | Pydoc | HuggingFaceText,
+    Field(discriminator="name"),
+]
+SOURCES = table(Digits, Idx, Npz, HuggingFace, TextFolder, Pydoc, HuggingFaceText)
 
 
 @lru_cache(maxsize=4)

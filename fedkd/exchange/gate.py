@@ -86,6 +86,11 @@ class Share(Section):
         return float(torch.quantile(mine, q if len(own) else max(q, self.floor)))
 
 
+def needs_scores(gate: Gate) -> bool:
+    """Whether what the gate answers depends on any score."""
+    return not isinstance(gate, Open | Own)
+
+
 def share(heldout: Tensor, pool: Tensor) -> float:
     """Which share of the pool may come from the client's own distribution, at most?
 

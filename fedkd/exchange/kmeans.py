@@ -17,8 +17,8 @@ from torch.nn.functional import one_hot
 from fedkd.errors import FedkdError
 
 _BLOCK = 512  # rows scored at once: the block stays in the cache
-_SEED_ROWS = 2000  # seeds are sought among this many points, or 20 a centroid if that is more
-_CANCELS = 0.01  # |a|² + |b|² - 2ab below this part of |a|² has lost digits
+_SEED_ROWS = 2000
+CANCELS = 0.01  # |a|² + |b|² - 2ab below this part of |a|² has lost digits
 
 
 def kmeans(x: Tensor, k: int, generator: torch.Generator, *, max_iterations: int = 25) -> Tensor:
@@ -39,11 +39,21 @@ def kmeans(x: Tensor, k: int, generator: torch.Generator, *, max_iterations: int
     squares = _norms(x).square()
     if not squares.isfinite().all():
         raise FedkdError("k-means met NaN, infinity or values too large to square")
-    sample = torch.randperm(len(x), generator=generator)[: max(_SEED_ROWS, 20 * k)].to(x.device)
+    sample = torch.randperm(len(x), generator=generator)[: n_seeded(k)].to(x.device)
     seeds = _seeds(x[sample], squares[sample], k, generator)
     if len(seeds) < k and len(sample) < len(x):
         seeds = _seeds(x, squares, k, generator)
     return _lloyd(x, squares, seeds, max_iterations) + mean
+
+
+def n_seeded(k: int) -> int:
+    """Among how many points k seeds are sought."""
+    return max(_SEED_ROWS, 20 * k)
+
+
+def n_candidates(k: int) -> int:
+    """How many points greedy k-means++ draws for each of k seeds."""
+    return 2 + int(math.log(k))
 
 
 def distances(x: Tensor, centroids: Tensor) -> Tensor:
@@ -79,7 +89,7 @@ def _mend(squared: Tensor, x: Tensor, squares: Tensor, centroids: Tensor, own: T
 
     `own` [n] is the row of `centroids` that each was measured from.
     """
-    close = (squared <= _CANCELS * squares).nonzero().squeeze(1)
+    close = (squared <= CANCELS * squares).nonzero().squeeze(1)
     exact = (x[close] - centroids[own[close]]).square().sum(1)
     return squared.index_copy_(0, close, exact)
 
@@ -93,7 +103,7 @@ def _seeds(x: Tensor, squares: Tensor, k: int, generator: torch.Generator) -> Te
     nearest = torch.full_like(squares, math.inf)
     weights = torch.ones_like(squares)
     chosen = []
-    for draws in torch.rand(k, 2 + int(math.log(k)), generator=generator, dtype=torch.float64):
+    for draws in torch.rand(k, n_candidates(k), generator=generator, dtype=torch.float64):
         mass = weights.cpu().cumsum(0, dtype=torch.float64)
         if mass[-1] == 0:
             break

@@ -7,6 +7,7 @@ nearest one, and the choice of pixels or features are ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -14,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedkd.exchange.kmeans import distances, kmeans
+from fedkd.exchange.kmeans_many import kmeans_many
 from fedkd.section import Section, table
 
 
@@ -33,6 +35,24 @@ class KMeans(Section):
             return kmeans(x, self.k, generator)
         return torch.cat([kmeans(x[y == label], self.k, generator) for label in torch.unique(y)])
 
+    def fit_many(
+        self, xs: Sequence[Tensor], ys: Sequence[Tensor], generators: Sequence[torch.Generator]
+    ) -> list[Tensor]:
+        """As `fit` for each client, up to rounding, in one call."""
+        if not self.per_class:
+            return kmeans_many(xs, self.k, generators)
+        parts = [
+            (client, x[y == label])
+            for client, (x, y) in enumerate(zip(xs, ys, strict=True))
+            for label in torch.unique(y)
+        ]
+        owners = [generators[client] for client, _ in parts]
+        found = kmeans_many([part for _, part in parts], self.k, owners)
+        of_client: list[list[Tensor]] = [[] for _ in xs]
+        for (client, _), centroids in zip(parts, found, strict=True):
+            of_client[client].append(centroids)
+        return [torch.cat(centroids) for centroids in of_client]
+
     def score(self, state: Tensor, x: Tensor) -> Tensor:
         """Distances [n] of x [n, d] to the nearest of the centroids `state` [k', d]."""
         return distances(x, state)
@@ -51,6 +71,22 @@ class NoScore(Section):
     def score(self, state: Tensor, x: Tensor) -> Tensor:
         """Zeros [n]."""
         return x.new_zeros(len(x))
+
+
+def fit_together(
+    score: Score,
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    generators: Sequence[torch.Generator],
+) -> list[Tensor]:
+    """The state of each client's score, fitted on its x [n_i, d] and labels y [n_i].
+
+    On a CPU one client after another: the single k-means passes over most points, and 32 clients
+    of some 600 images took 6 ms each where the batched one took 27 ms.
+    """
+    if isinstance(score, KMeans) and len(xs) > 1 and xs[0].device.type != "cpu":
+        return score.fit_many(xs, ys, generators)
+    return [score.fit(x, y, g) for x, y, g in zip(xs, ys, generators, strict=True)]
 
 
 Score = Annotated[KMeans | NoScore, Field(discriminator="name")]

@@ -1,4 +1,4 @@
-"""The small model zoo. GroupNorm where there is a norm, never BatchNorm.
+"""The small model zoo. LayerNorm or GroupNorm where there is a norm, never BatchNorm.
 
 Batch statistics mix samples: they break per-sample gradients (DP-SGD) and many-clients-at-once
 training, and under non-IID data they are wrong anyway.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import FedkdError
+from fedkd.models.text import Gru, Transformer
 
 SLOPE = 0.1
 """Of every LeakyReLU: training on one class alone kills plain ReLU units for good; these revive."""
@@ -27,12 +28,12 @@ class Classifier(nn.Module):
         self.head = nn.Linear(n_features, n_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """Penultimate layer [n, features] of inputs [n, c, h, w]."""
+        """Penultimate layer: [n, features] of images, [n, L, features] of tokens."""
         out: Tensor = self.body(x)
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [n, classes] of inputs [n, c, h, w]."""
+        """Logits: [n, classes] of images [n, c, h, w], [n, L, classes] of tokens [n, 1, 1, L]."""
         out: Tensor = self.head(self.features(x))
         return out
 
@@ -79,22 +80,45 @@ def _convolutional(shape: Shape, n_classes: int, *, kernel: int, hidden: int) ->
     return Classifier(body, hidden, n_classes)
 
 
-MODELS: dict[str, Callable[[Shape, int], Classifier]] = {
-    "mlp": mlp,
-    "cnn": cnn,
-    "small-cnn": small_cnn,
-}
+def gru(shape: Shape, n_classes: int) -> Classifier:
+    """Text: an embedding of 64, one layer of 128 gated recurrent units."""
+    return Classifier(Gru(n_classes, width=64, hidden=128), 128, n_classes)
 
 
-def build(name: str, shape: Shape, n_classes: int, generator: torch.Generator) -> Classifier:
+def transformer(shape: Shape, n_classes: int) -> Classifier:
+    """Text: two causal blocks of width 64 with two heads, learned positions."""
+    body = Transformer(n_classes, longest=shape[2], width=64, heads=2, blocks=2)
+    return Classifier(body, 64, n_classes)
+
+
+Builder = Callable[[Shape, int], Classifier]
+IMAGE_MODELS: dict[str, Builder] = {"mlp": mlp, "cnn": cnn, "small-cnn": small_cnn}
+TEXT_MODELS: dict[str, Builder] = {"gru": gru, "transformer": transformer}
+MODELS = IMAGE_MODELS | TEXT_MODELS
+
+
+def build(
+    name: str,
+    shape: Shape,
+    n_classes: int,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.uint8,
+) -> Classifier:
     """A new model with weights drawn from `generator`, in channels-last memory.
 
-    Raises: FedkdError if the model cannot take samples of this shape.
+    `shape` and `dtype` are those of a sample in its `Dataset`: int16 says tokens, of shape
+    (1, 1, L), and then `n_classes` is the vocabulary; anything else says images.
+    Raises: FedkdError if the model cannot take such samples.
 
     PyTorch's own initialisers read the global generator, so it is set and put back around them.
     """
+    kind, fitting = ("text", TEXT_MODELS) if dtype == torch.int16 else ("images", IMAGE_MODELS)
+    if name not in fitting:
+        raise FedkdError(
+            f"a model in model.names cannot take {kind}", value=name, allowed=", ".join(fitting)
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator.initial_seed())
-        model = MODELS[name](shape, n_classes)
+        model = fitting[name](shape, n_classes)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model

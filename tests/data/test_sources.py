@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from fedkd.data.arrays import images
-from fedkd.data.dataset import Dataset, Splits, as_input, split_test, stratified
+from fedkd.data.dataset import NO_LABEL, Dataset, Splits, as_input, split_test, stratified
 from fedkd.data.huggingface import HuggingFace
 from fedkd.data.idx import Idx, read_idx
 from fedkd.data.npz import Npz
@@ -67,6 +67,8 @@ def small(**changes: Any) -> Dataset:
         ({"x": torch.zeros(3, 1, 2, 2).double()}, "wrong dtype"),
         ({"x": torch.full((3, 1, 2, 2), torch.nan)}, "sample 0 of x holds NaN"),
         ({"client_ids": np.array([0, 1])}, "one owner for each of 3"),
+        ({"topics": np.array([0, 1, 1]), "n_topics": 2}, "images must have none"),
+        ({"y": torch.tensor([0, 1, NO_LABEL])}, "label of sample 2 is out of range; got -100"),
     ],
 )
 def test_a_wrong_dataset_is_named(changes: dict[str, Any], message: str) -> None:
@@ -123,16 +125,11 @@ def test_load_is_kept() -> None:
 
 
 def test_the_table_and_the_union_agree() -> None:
-    assert list(SOURCES) == ["digits", "idx", "npz", "huggingface"]
+    images, texts = ["digits", "idx", "npz", "huggingface"], ["text", "pydoc", "huggingface-text"]
+    assert list(SOURCES) == [*images, *texts]
     for name, row in SOURCES.items():
-        assert (
-            type(
-                TypeAdapter(Source).validate_python(
-                    {"name": name, "path": "x"} if name != "digits" else {"name": name}
-                )
-            )
-            is row
-        )
+        path = {"path": "x"} if "path" in row.model_fields else {}
+        assert type(TypeAdapter(Source).validate_python({"name": name, **path})) is row
     with pytest.raises(ValidationError):
         Digits(test_fraction=1)
 

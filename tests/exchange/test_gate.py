@@ -256,6 +256,6 @@ def test_a_client_with_a_single_private_sample_still_filters(gate: str, per_clas
         scenario=scenario, seed=1, id=lone, round=1, world=world, device=torch.device("cpu")
     )
     model = build("mlp", (1, 8, 8), 10, torch_stream(1, "test"))
-    mask = steps.filter_pool(client, model, pool)
+    (mask,) = steps.filter_pool([client], [model], steps.ProxySet.of(pool, client.device))
     assert mask.shape == (len(x) + 20,)
     assert mask[: len(x)].all()  # its own

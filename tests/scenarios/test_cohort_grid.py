@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from fedkd import config
+from fedkd.config import Grid
+from fedkd.errors import FedkdError
 from scenarios.simulate import resume, simulate
 from server.events import Event
 from small_runs import facts, small
@@ -52,12 +55,16 @@ def test_a_calibrated_block_is_kept_with_the_run(tmp_path: Path) -> None:
         if event["event"] == "round":
             raise Stop
 
+    models = {"names": ["mlp", "cnn"]}
+    calibrating = small(model=models, grid={"name": "cohort", "block": [0, 2]})
     with pytest.raises(Stop):
-        simulate(small(grid={"name": "cohort", "block": 0}), folder=tmp_path, listener=stop)
+        simulate(calibrating, folder=tmp_path, listener=stop)
     result = resume(tmp_path)
     block = result.scenario.grid.block
-    assert block >= 1
-    assert facts(result) == facts(simulate(small(grid={"name": "cohort", "block": block})))
+    assert block[0] >= 1
+    assert block[1] == 2
+    again = small(model=models, grid={"name": "cohort", "block": block})
+    assert facts(result) == facts(simulate(again))
 
 
 def test_one_failing_client_does_not_take_its_block_along() -> None:
@@ -85,3 +92,16 @@ def test_one_failing_client_does_not_take_its_block_along() -> None:
     replies = list(ask(grid, nodes, RecordDict(), "train", timeout_s=5))
     assert [reply.failure is None for reply in replies] == [True, True, False, True, True, True]
     assert "out of memory" in str(replies[2].failure)
+
+
+def test_a_block_is_one_number_or_one_for_each_model() -> None:
+    models = {"names": ["mlp", "cnn"]}
+    for block, expected in ((3, (3, 3)), ([3], (3, 3)), ([8, 1], (8, 1))):
+        scenario = small(model=models, grid={"name": "cohort", "block": block})
+        assert scenario.blocks == dict(zip(models["names"], expected, strict=True))
+        assert scenario.on(Grid()).blocks == {"mlp": 1, "cnn": 1}
+        assert config.from_json(scenario.model_dump_json()) == scenario
+    with pytest.raises(FedkdError, match=r"1 number, or 2"):
+        small(model=models, grid={"name": "cohort", "block": [1, 2, 3]})
+    with pytest.raises(FedkdError, match=r"grid\.block"):
+        small(grid={"name": "cohort", "block": "many"})
