@@ -129,7 +129,7 @@ class Swing(Section):
     """A temperature for each position by how private it is, and noise. Formulas are ours."""
 
     name: Literal["swing"] = "swing"
-    degree: Literal["patterns", "rarity", "divergence", "classes", "density"] = "patterns"
+    degree: Literal["patterns", "rarity", "classes", "density"] = "patterns"
     private_classes: tuple[int, ...] = ()
     """Of the degree `classes` only."""
     bound: float = Field(5.0, gt=0)

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from fedkd.config import Phase
 from fedkd.data.dataset import as_input
 from fedkd.errors import FedkdError
+from fedkd.protection import DpSgd
 from fedkd.training import Loss, optimizer
-from privacy.dpsgd_cost import DpSgd, schedule
+from privacy.dpsgd_cost import schedule
 
 RECORDS_AT_ONCE = 128
 """Of a batch: the sum over parts is the sum of the whole, and memory stays the same however many

@@ -21,33 +21,16 @@ from dp_accounting import (
     calibrate_dp_mechanism,
 )
 from dp_accounting.pld import PLDAccountant
-from pydantic import Field
 from scipy.stats import binom
 
 from fedkd.config import Phase
 from fedkd.errors import FedkdError
-from fedkd.section import Section
+from fedkd.protection import DpSgd
 
 LOST_ROUNDS = 0.05
 """The share of clients that may be drawn for more rounds than their noise is calibrated for."""
 TOLERANCE = 1e-3
 """How much more than the least noise a calibration may find."""
-
-
-class DpSgd(Section):
-    """DP-SGD: every record's gradient is clipped, and Gaussian noise is added to their sum."""
-
-    clip: float = Field(1.0, gt=0)
-    """C: the largest L2 norm of one record's gradient, over all weights together."""
-    noise_multiplier: float = Field(1.0, ge=0)
-    """Of the noise on a sum, in units of `clip`; 0 is without any guarantee."""
-    error_clip: float = Field(0.0, ge=0)
-    """C2 of DiceSGD's error feedback, in units of the mean gradient; 0 is plain DP-SGD."""
-
-    @property
-    def noise_std(self) -> float:
-        """The standard deviation of the noise on each coordinate of a sum of gradients."""
-        return self.noise_multiplier * math.sqrt(self.clip**2 + 2 * self.clip * self.error_clip)
 
 
 class Schedule(NamedTuple):

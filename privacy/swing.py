@@ -125,13 +125,18 @@ def gaussian_mu(bound: float, temperatures: Tensor, sigmas: Tensor, n_classes: i
     return float((l2_sensitivity(bound, temperatures, n_classes) / sigmas).norm())
 
 
-def loss(logits: Tensor, swung: Swung) -> Tensor:
-    """The student's loss []: the mean over positions of w T^2 KL(values || softmax(logits/T)).
+def rows(swung: Swung) -> Tensor:
+    """What a student learns from, float32 [m, classes + 2]: values, temperature, weight."""
+    extra = torch.stack([swung.temperatures, swung.weights], dim=1)
+    return torch.cat([swung.values, extra.to(swung.values)], dim=1)
 
-    Shapes: logits [m, classes] of the student at the positions of `swung`. Units: nats.
+
+def loss(logits: Tensor, target: Tensor) -> Tensor:
+    """The student's loss [m] in nats: w T^2 KL(values || softmax(logits / T)).
+
+    Shapes: logits [m, classes]; target [m, classes + 2] as `rows` gives it.
     """
-    t = swung.temperatures.to(logits)
+    values, t, weight = target[:, :-2], target[:, -2], target[:, -1]
     student = torch.log_softmax(logits / t[:, None], dim=1)
-    target = swung.values.to(logits)
-    kl = (torch.xlogy(target, target) - target * student).sum(1)
-    return (swung.weights.to(logits) * t**2 * kl).mean()
+    kl = (torch.xlogy(values, values) - values * student).sum(1)
+    return weight * t**2 * kl

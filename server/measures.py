@@ -55,9 +55,13 @@ def over_clients(reports: list[dict[str, float]]) -> dict[str, float]:
         "accuracy",
         "own_accuracy",
         "validation_accuracy",
+        "perplexity",
         "precision",
         "recall",
         "accepted",
+        "exposure_own",
+        "exposure_peers",
+        "exposure_controls",
     ):
         values = [report[key] for report in reports if key in report]
         if values:

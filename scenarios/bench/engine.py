@@ -39,8 +39,8 @@ def grid_of(name: str) -> Grid:
     2
     """
     kind, _, workers = name.partition("-")
-    table = {"name": kind, "workers": int(workers or 0), "block": 0 if kind == "cohort" else 1}
-    return Grid.model_validate(table)
+    calibrated = {"block": 0} if kind == "cohort" else {}
+    return Grid.model_validate({"name": kind, "workers": int(workers or 0), **calibrated})
 
 
 def carry(folder: Path, name: str) -> dict[str, Any]:

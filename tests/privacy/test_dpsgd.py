@@ -21,10 +21,11 @@ from fedkd.config import Phase
 from fedkd.data.sources import Digits
 from fedkd.errors import FedkdError
 from fedkd.models.zoo import Classifier, build
+from fedkd.protection import DpSgd
 from fedkd.rng import stream, torch_stream
 from fedkd.training import Loss, class_accuracy, cross_entropy
 from privacy.dpsgd import RECORDS_AT_ONCE, Fitted, fit
-from privacy.dpsgd_cost import DpSgd, noise_multiplier
+from privacy.dpsgd_cost import noise_multiplier
 
 SHAPE, C, L = (1, 8, 8), 5, 6
 N = RECORDS_AT_ONCE + 6

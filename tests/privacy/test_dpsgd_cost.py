@@ -19,11 +19,11 @@ from scipy.stats import norm
 
 from fedkd.config import Phase
 from fedkd.errors import FedkdError
+from fedkd.protection import DpSgd
 from fedkd.training import batches
 from privacy.dpsgd_cost import (
     LOST_ROUNDS,
     TOLERANCE,
-    DpSgd,
     Schedule,
     coarse_losses,
     error_feedback_event,
