@@ -138,7 +138,9 @@ class Swing(Section):
     sharpness: float = Field(1.0, gt=0)
     noise: Literal["none", "gaussian", "laplace"] = "none"
     scale: float = Field(0.1, gt=0)
-    """Of the noise on every soft label: its standard deviation, or Laplace scale."""
+    """Of the noise on a soft label: its standard deviation, or Laplace scale."""
+    noise_from: float = Field(0.0, ge=0, le=1)
+    """The least degree that is noised. Above 0 nothing is claimed: it is empirical."""
 
 
 class PlainServer(Section):

@@ -155,8 +155,6 @@ def answers(
                 raise FedkdError("swing needs a degree for each position", value=row.degree)
             swung = swing_of(row, occasion.origin)
             values = swung.release(logits, occasion.degrees, generator).values
-            if row.noise == "none":
-                return values, Claim("empirical", f"swing by {row.degree}, without noise")
             return values, _claim(swung.cost(occasion.degrees, n_classes), f"swing by {row.degree}")
         case other:
             raise FedkdError("no mechanism of this name releases answers", value=other.name)
@@ -175,6 +173,7 @@ def swing_of(row: protection.Swing, origin: Origin) -> swing.Swing:
         t_min=row.t_min,
         t_max=row.t_max,
         sharpness=row.sharpness,
+        noise_from=row.noise_from,
     )
 
 
