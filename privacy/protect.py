@@ -21,7 +21,7 @@ from fedkd.errors import FedkdError
 from fedkd.exchange.gate import needs_scores
 from fedkd.protection import Privacy
 from privacy import mechanisms, nfdp, private_filter, swing
-from privacy.accounting import from_dp_event
+from privacy.accounting import from_dp_event, quiet
 from privacy.degrees import Origin
 from privacy.dpsgd_cost import (
     error_feedback_event,
@@ -72,15 +72,16 @@ def dp_sgd_of(
     """The row with its noise: calibrated once for the whole run, where it names an epsilon."""
     if row.epsilon is None:
         return row
-    noise = noise_multiplier(
-        n_records,
-        training.local,
-        rounds=training.rounds,
-        participation=training.participation,
-        epsilon=row.epsilon,
-        delta=delta,
-        accountant=RdpAccountant,  # the ledger shows the larger of PLD and RDP, and that is RDP
-    )
+    with quiet():
+        noise = noise_multiplier(
+            n_records,
+            training.local,
+            rounds=training.rounds,
+            participation=training.participation,
+            epsilon=row.epsilon,
+            delta=delta,
+            accountant=RdpAccountant,  # the ledger shows the larger of PLD and RDP: that is RDP
+        )
     return row.model_copy(update={"noise_multiplier": noise})
 
 
