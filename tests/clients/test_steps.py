@@ -209,3 +209,21 @@ def test_a_block_s_time_is_shared_equally() -> None:
     first, second, third = (client.metrics["train_s"] for client in reversed(all_clients))
     assert first == second != third  # the two with most records are one block
     assert min(first, third) > 0
+
+
+@pytest.mark.parametrize("name", ["mlp", "small-cnn"])
+def test_a_model_has_a_copy_of_its_state(name: str) -> None:
+    """A repeated message finds the state as it was; files keep no memory layout, models do."""
+    of = config.parse({"model": {"names": [name]}, "partition": {"name": "iid", "clients": 3}})
+    client = steps.Client(scenario=of, seed=1, id=0, round=1, world=of.world(1), device=CPU)
+    first = client.model(None)
+    state = {key: value.contiguous() for key, value in steps.with_model({}, first).items()}
+    before = {key: value.clone() for key, value in state.items()}
+    again = client.model(state)
+    for (key, one), other in zip(first.state_dict().items(), again.parameters(), strict=True):
+        assert torch.equal(one, other), key
+        assert one.stride() == other.stride()
+        assert other.requires_grad
+    steps.learn_private([client], [again])
+    assert all(torch.equal(state[key], before[key]) for key in state)
+    assert not torch.equal(again.head.weight, first.head.weight)
