@@ -20,16 +20,21 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from clients import steps
+from clients import guard, steps
+from clients.client import Client, ProxySet, with_model
+from clients.guard import Guard
 from clients.store import ClientStore, FolderStore
 from fedkd import device, payload
 from fedkd.config import from_json
 from fedkd.errors import FedkdError
 from fedkd.models.zoo import Classifier
-from privacy.ledger import Release, What
+from privacy import protect
+from privacy.ledger import Receipt, Sealed, seal
+from privacy.protect import Claim
 
 Delivery = tuple[Message, Context]
 Handler = Callable[[Sequence[Delivery]], list[Message]]
@@ -55,15 +60,17 @@ def make_app(store_of: Stores = _store_of) -> App:
     def hello(message: Message, context: Context) -> Message:
         client, store = _open(message, context, store_of)
         x, _ = client.world.contribution(client.id)
-        if len(x):
-            _record(store, client, "raw samples", len(x))
+        given = Guard(store, client).entry(
+            "raw samples", len(x), "server and all clients", protect.NOTHING
+        )
+        receipt = store.ledger(client.id).record(given)
         greeting = payload.Hello(
             client.id,
-            len(client.world.private[client.id]),
+            client.n_records,
             client.world.train.n_classes,
             x.numpy(),
         )
-        return _reply(message, payload.encode_hello(greeting))
+        return _reply(message, _seal(client, payload.encode_hello(greeting), receipt))
 
     @app.query("pool")
     def pool(message: Message, context: Context) -> Message:
@@ -77,11 +84,14 @@ def make_app(store_of: Stores = _store_of) -> App:
 
     def train(deliveries: Sequence[Delivery]) -> list[Message]:
         turns = [_turn(message, context, store_of, 0) for message, context in deliveries]
-        clients, models = [turn.client for turn in turns], [turn.model for turn in turns]
-        if clients[0].scenario.method.exchange == "weights":
+        if turns[0].client.scenario.method.exchange == "weights":
             _receive_weights(turns)
-        steps.learn_private(clients, models)
-        return [_finish(turn, data) for turn, data in zip(turns, _answers(turns), strict=True)]
+        awake = [turn for turn in turns if guard.may_train(turn.guard)]
+        answers: Mapping[int, Sealed | None] = {}
+        if awake:
+            steps.learn_private([turn.client for turn in awake], [turn.model for turn in awake])
+            answers = _answers(awake)
+        return [_finish(turn, answers.get(turn.client.id)) for turn in turns]
 
     def evaluate(deliveries: Sequence[Delivery]) -> list[Message]:
         turns = [_turn(message, context, store_of, 1) for message, context in deliveries]
@@ -115,11 +125,16 @@ class Turn(NamedTuple):
     """One client's part in one step of a round."""
 
     message: Message
-    client: steps.Client
+    client: Client
     store: ClientStore
     step: int
     state: dict[str, Tensor]
     model: Classifier
+
+    @property
+    def guard(self) -> Guard:
+        """What charges the client's ledger."""
+        return Guard(self.store, self.client)
 
 
 def _turn(message: Message, context: Context, store_of: Stores, phase: int) -> Turn:
@@ -129,59 +144,116 @@ def _turn(message: Message, context: Context, store_of: Stores, phase: int) -> T
     return Turn(message, client, store, step, dict(state or {}), client.model(state))
 
 
-def _finish(turn: Turn, data: payload.Bytes | None) -> Message:
+def _finish(turn: Turn, sealed: Sealed | None) -> Message:
     """Keep the client's new state and reply."""
-    turn.store.save(turn.client.id, turn.step, steps.with_model(turn.state, turn.model))
-    return _reply(turn.message, data, turn.client)
+    turn.store.save(turn.client.id, turn.step, with_model(turn.state, turn.model))
+    return _reply(turn.message, sealed, turn.client)
 
 
-def _answers(turns: Sequence[Turn]) -> Sequence[payload.Bytes | None]:
-    """What clients send up after learning from their own data; masks go into their states."""
+def _answers(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
+    """What each client sends up after learning; None if it abstains. Masks go into states."""
     exchange = turns[0].client.scenario.method.exchange
     if exchange == "soft-labels":
         return _soft_labels(turns)
     if exchange == "weights":
-        return [_weights(turn) for turn in turns]
-    return [None] * len(turns)
+        return {turn.client.id: _weights(turn) for turn in turns}
+    return {}
 
 
-def _soft_labels(turns: Sequence[Turn]) -> list[payload.Bytes]:
-    proxy, score = _proxy_of(turns[0]), turns[0].client.scenario.method.score
-    unsure = [turn for turn in turns if "mask" not in turn.state or score.space == "features"]
-    if unsure:
-        clients, models = [turn.client for turn in unsure], [turn.model for turn in unsure]
-        for turn, mask in zip(unsure, steps.filter_pool(clients, models, proxy), strict=True):
-            turn.state["mask"] = mask
+def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
+    proxy = _proxy_of(turns[0])
+    masks = _masks(turns, proxy)
+    turns = [turn for turn in turns if turn.client.id in masks]
+    claims: dict[int, Claim] = {}
+
+    def release(place: int, records: Tensor, logits: Tensor) -> Tensor:
+        client = turns[place].client
+        values, claims[client.id] = guard.told(client, proxy, records, logits)
+        return values
+
     answers = steps.answer(
         [turn.client for turn in turns],
         [turn.model for turn in turns],
         proxy,
         [turn.state["mask"] for turn in turns],
+        release,
     )
-    encoded = []
-    for turn, (ids, values) in zip(turns, answers, strict=True):
-        client = turn.client
-        _record(turn.store, client, "soft labels", len(ids))
-        answer = payload.Answer(client.id, client.round, ids, values)
-        encoded.append(payload.encode_answer(answer))
-    return encoded
+    return {
+        turn.client.id: _sent(turn, ids, values, claims.get(turn.client.id), masks[turn.client.id])
+        for turn, (ids, values) in zip(turns, answers, strict=True)
+    }
 
 
-def _weights(turn: Turn) -> payload.Bytes:
+def _masks(turns: Sequence[Turn], proxy: ProxySet) -> dict[int, tuple[Receipt, ...]]:
+    """See that each state has its mask, charged if it is new; who cannot pay for it is left out."""
+    scenario = turns[0].client.scenario
+    again = scenario.method.score.space == "features"
+    claim = protect.claim_of_mask(scenario)
+    receipts: dict[int, tuple[Receipt, ...]] = {}
+    unsure = []
+    for turn in turns:
+        receipts[turn.client.id] = ()
+        if "mask" in turn.state and not again:
+            continue
+        if claim is not None:
+            entry = turn.guard.entry("accept mask", len(proxy.x), "server", claim)
+            receipt = turn.guard.charge(entry)
+            if receipt is None:
+                del receipts[turn.client.id]
+                continue
+            receipts[turn.client.id] = (receipt,)
+        unsure.append(turn)
+    if unsure:
+        clients, models = [turn.client for turn in unsure], [turn.model for turn in unsure]
+        for turn, mask in zip(unsure, steps.filter_pool(clients, models, proxy), strict=True):
+            turn.state["mask"] = mask
+    return receipts
+
+
+def _sent(
+    turn: Turn,
+    ids: NDArray[np.int32],
+    values: NDArray[np.float32],
+    claim: Claim | None,
+    receipts: tuple[Receipt, ...],
+) -> Sealed | None:
+    """A client's answers, charged and sealed; None if its budget does not bear them."""
     client = turn.client
-    _record(turn.store, client, "weights", 1)
+    entry = turn.guard.entry("soft labels", len(ids), "server", claim or protect.NOTHING)
+    receipt = turn.guard.charge(entry)
+    if receipt is None:
+        return None
+    answer = _packed(client, payload.Answer(client.id, client.round, ids, values))
+    return _seal(client, answer, receipt, *receipts)
+
+
+def _weights(turn: Turn) -> Sealed | None:
+    client = turn.client
+    receipt = turn.guard.charge(
+        turn.guard.entry("weights", 1, "server", guard.claim_of_model(client))
+    )
+    if receipt is None:
+        return None
     vector = parameters_to_vector(turn.model.parameters()).detach().cpu().numpy()
-    n_samples = len(client.world.private[client.id])
-    return payload.encode_weights(vector, client.id, client.round, n_samples)
+    weights = payload.encode_weights(vector, client.id, client.round, client.n_records)
+    return _seal(client, weights, receipt)
 
 
-def _open(message: Message, context: Context, store_of: Stores) -> tuple[steps.Client, ClientStore]:
+def _packed(client: Client, answer: payload.Answer) -> payload.Bytes:
+    """The answer as the method's release sends it."""
+    coding = client.scenario.method.release.coding
+    if coding is None:
+        return payload.encode_answer(answer)
+    return payload.encode_sparse_answer(answer, coding, client.draws("coding"))
+
+
+def _open(message: Message, context: Context, store_of: Stores) -> tuple[Client, ClientStore]:
     """The client that a message is for, and its store."""
     config = _config(message)
     scenario = from_json(str(config["scenario"]))
     torch.set_num_threads(scenario.threads)
     seed = int(str(config["seed"]))
-    client = steps.Client(
+    client = Client(
         scenario=scenario,
         seed=seed,
         id=int(context.node_config["partition-id"]),
@@ -200,11 +272,11 @@ def _payload(message: Message) -> payload.Bytes:
     return message.content.array_records["payload"]["bytes"].numpy()
 
 
-_PROXY_SETS: dict[tuple[str, torch.device], steps.ProxySet] = {}
+_PROXY_SETS: dict[tuple[str, torch.device], ProxySet] = {}
 """The proxy set of this process's run, decoded and converted once and not once a message."""
 
 
-def _proxy_of(turn: Turn) -> steps.ProxySet:
+def _proxy_of(turn: Turn) -> ProxySet:
     digest = str(_config(turn.message)["pool"])
     key = (digest, turn.client.device)
     if key not in _PROXY_SETS:
@@ -213,7 +285,7 @@ def _proxy_of(turn: Turn) -> steps.ProxySet:
             raise FedkdError("this client never received the proxy pool", value=digest[:16])
         pool = payload.decode_pool(np.frombuffer(data, dtype=np.uint8))
         _PROXY_SETS.clear()
-        _PROXY_SETS[key] = steps.ProxySet.of(pool, turn.client.device)
+        _PROXY_SETS[key] = ProxySet.of(pool, turn.client.device)
     return _PROXY_SETS[key]
 
 
@@ -229,26 +301,14 @@ def _receive_weights(turns: Sequence[Turn]) -> None:
         vector_to_parameters(vector.clone(), turn.model.parameters())
 
 
-def _record(store: ClientStore, client: steps.Client, what: What, rows: int) -> None:
-    """Charge a release before it is sent."""
-    everyone = what == "raw samples"
-    store.ledger(client.id).record(
-        Release(
-            client=client.id,
-            round=client.round,
-            what=what,
-            rows=rows,
-            seen_by="server and all clients" if everyone else "server",
-        )
-    )
+def _seal(client: Client, data: payload.Bytes, *receipts: Receipt) -> Sealed:
+    return seal(data, *receipts, client=client.id, round_=client.round)
 
 
-def _reply(
-    message: Message, data: payload.Bytes | None = None, client: steps.Client | None = None
-) -> Message:
+def _reply(message: Message, sealed: Sealed | None = None, client: Client | None = None) -> Message:
     content = RecordDict()
-    if data is not None:
-        content["payload"] = ArrayRecord({"bytes": Array(data)})
+    if sealed is not None:
+        content["payload"] = ArrayRecord({"bytes": Array(sealed.data)})
     if client is not None:
         content["metrics"] = MetricRecord(
             {key: float(value) for key, value in client.metrics.items() if np.isfinite(value)}

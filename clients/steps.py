@@ -1,16 +1,15 @@
 """What a client does in each step of a round: pure functions from its state to a new one.
 
 A client's view of the world is its own private data, the proxy pool without labels, and the test
-set that a simulation lends it to be measured by.
+set that a simulation lends it to be measured by. What a scenario's privacy settings change in it is
+in `clients.guard`.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -18,104 +17,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedkd import cohort, training
-from fedkd.config import Phase, Scenario
+from clients import guard
+from clients.client import Client, ProxySet
+from fedkd import cohort, protection, training
+from fedkd.config import Phase
 from fedkd.data.federation import Federation
 from fedkd.errors import FedkdError
 from fedkd.exchange.combine import Consensus
 from fedkd.exchange.gate import accept, needs_scores
 from fedkd.exchange.score import fit_together
-from fedkd.models.zoo import Classifier, Shape, build
-from fedkd.payload import Pool
+from fedkd.models.zoo import Classifier
 from fedkd.rng import stream, torch_stream
-
-
-@dataclass(frozen=True, kw_only=True)
-class Client:
-    """One client in one round. `metrics` collects what it reports."""
-
-    scenario: Scenario
-    seed: int
-    id: int
-    round: int
-    world: Federation
-    device: torch.device
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    def took(self, phase: str, seconds: float) -> None:
-        """Add wall time to the metric `phase_s`."""
-        key = f"{phase}_s"
-        self.metrics[key] = self.metrics.get(key, 0.0) + seconds
-
-    def draws(self, purpose: str) -> np.random.Generator:
-        """This client's stream of this round for one purpose."""
-        return stream(self.seed, "client", self.round, self.id, purpose)
-
-    @property
-    def architecture(self) -> str:
-        """The name of the client's model."""
-        names = self.scenario.model.names
-        return names[self.id % len(names)]
-
-    def model(self, state: Mapping[str, Tensor] | None) -> Classifier:
-        """The client's model: new, or with a copy of the weights of its state."""
-        train = self.world.train
-        channels, height, width = train.x.shape[1:]
-        kind = (self.architecture, (channels, height, width), train.n_classes)
-        if state is None:
-            init = torch_stream(self.seed, "client", 0, self.id, "init")
-            return build(*kind, init, train.x.dtype).to(self.device)
-        model = copy.deepcopy(_skeleton(*kind, train.x.dtype))
-        weights = {name: self._own(weight) for name, weight in model_part(state).items()}
-        model.load_state_dict(weights, assign=True)
-        return model
-
-    def _own(self, weight: Tensor) -> Tensor:
-        """A copy on the client's device, in the memory layout that `zoo.build` gives."""
-        layout = torch.channels_last if weight.ndim == 4 else torch.preserve_format
-        return weight.to(self.device, memory_format=layout, copy=True)
-
-
-@lru_cache(maxsize=8)
-def _skeleton(name: str, shape: Shape, n_classes: int, dtype: torch.dtype) -> Classifier:
-    """A model without weights: drawing some for each message, to be replaced, would take longer."""
-    with torch.device("meta"):
-        return build(name, shape, n_classes, torch.Generator(), dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class ProxySet:
-    """The proxy pool as the clients of a process compute on it: converted once, on the device."""
-
-    x: Tensor
-    """As `training.inputs` gives it, [n, c, h, w]."""
-    contributor: NDArray[np.int32]
-    """[n] the client that gave the record, or -1."""
-    positions: int
-    """How many samples a record is: 1, or L tokens. Position l of record r has id r * L + l."""
-
-    @classmethod
-    def of(cls, pool: Pool, device: torch.device) -> ProxySet:
-        """The set on a device."""
-        positions = pool.x.shape[3] if pool.x.dtype == np.int16 else 1
-        x = training.inputs(torch.from_numpy(pool.x).to(device))
-        return cls(x, pool.contributor, positions)
-
-    @property
-    def n_samples(self) -> int:
-        """What soft labels are given for: images, or token positions."""
-        return len(self.x) * self.positions
-
-
-def model_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's tensors of a state."""
-    return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
-
-
-def with_model(state: Mapping[str, Tensor], model: Classifier) -> dict[str, Tensor]:
-    """A state with the model's tensors replaced."""
-    rest = {k: v for k, v in state.items() if not k.startswith("model.")}
-    return rest | {f"model.{k}": v.detach().cpu() for k, v in model.state_dict().items()}
+from privacy import swing
+from privacy.audit.exposure import exposures
 
 
 def _blocks(
@@ -138,17 +52,21 @@ def _blocks(
 
 
 def learn_private(clients: Sequence[Client], models: Sequence[Classifier]) -> None:
-    """Train each model in place on its client's private data."""
+    """Train each model in place on its client's private data, as the privacy settings say."""
     data = [client.world.client(client.id) for client in clients]
-    losses = _fit(
-        "train",
-        clients,
-        models,
-        [x.to(client.device) for client, (x, _) in zip(clients, data, strict=True)],
-        [y.to(client.device) for client, (_, y) in zip(clients, data, strict=True)],
-        training.cross_entropy,
-        clients[0].scenario.training.local,
-    )
+    xs = [x.to(client.device) for client, (x, _) in zip(clients, data, strict=True)]
+    ys = [y.to(client.device) for client, (_, y) in zip(clients, data, strict=True)]
+    scenario = clients[0].scenario
+    phase = scenario.training.local
+    if isinstance(scenario.privacy.training, protection.PlainTraining):
+        losses = _fit("train", clients, models, xs, ys, training.cross_entropy, phase)
+    else:
+        losses = []
+        for client, model, x, y in zip(clients, models, xs, ys, strict=True):
+            start = time.perf_counter()
+            losses.append(guard.learn(client, model, x, y))
+            client.took("train", time.perf_counter() - start)
+            client.metrics["train_samples"] = training.n_learnt(len(x), phase)
     for client, (x, _), loss in zip(clients, data, losses, strict=True):
         client.metrics["train_loss"] = loss
         client.metrics["n_private"] = len(x)
@@ -211,6 +129,10 @@ def filter_pool(
             allowed="features",
             fix='method.score.space = "features"',
         )
+    if not isinstance(clients[0].scenario.privacy.filter, protection.PlainFilter):
+        return [
+            _private_mask(client, proxy, mine) for client, mine in zip(clients, own, strict=True)
+        ]
     start = time.perf_counter()
     heldout, fitted, labels, draws = [], [], [], []
     for client, model in zip(clients, models, strict=True):
@@ -239,6 +161,15 @@ def filter_pool(
     return masks
 
 
+def _private_mask(client: Client, proxy: ProxySet, own: Tensor) -> Tensor:
+    start = time.perf_counter()
+    mask, threshold = guard.private_mask(client, proxy, own)
+    if np.isfinite(threshold):
+        client.metrics["threshold"] = threshold
+    client.took("filter", time.perf_counter() - start)
+    return mask
+
+
 def _look(client: Client, model: Classifier, x: Tensor) -> Tensor:
     """What a score measures by, [n, d]: pixels, or features; of a text, their mean over tokens."""
     x = x.to(client.device)
@@ -254,12 +185,14 @@ def answer(
     models: Sequence[Classifier],
     proxy: ProxySet,
     masks: Sequence[Tensor],
+    release: Callable[[int, Tensor, Tensor], Tensor],
 ) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
     """Each client's ids [m * L] and released values [m * L, classes] of the m records it answers.
 
     Ids are those of positions, and every position of a record is answered; of images, L is 1.
+    Args: release: what leaves, of the client's place among `clients`, the ids of its records [m]
+        and its logits [m * L, classes].
     """
-    release = clients[0].scenario.method.release.release
     rows = [mask.nonzero().squeeze(1) for mask in masks]
     n_classes = clients[0].world.train.n_classes
     values = [np.empty((0, n_classes), dtype=np.float32) for _ in clients]
@@ -275,7 +208,7 @@ def answer(
             mine = [rows[i].to(proxy.x.device) for i in ids]
             found = cohort.Cohort(block).predict_rows(proxy.x, mine)
         for i, logits in zip(ids, found, strict=True):
-            values[i] = release(logits.flatten(0, -2)).cpu().numpy()
+            values[i] = release(i, rows[i], logits.flatten(0, -2)).cpu().numpy()
     within = np.arange(proxy.positions, dtype=np.int32)
     positions = [
         (mine.numpy().astype(np.int32)[:, None] * proxy.positions + within).reshape(-1)
@@ -293,8 +226,11 @@ def learn_consensus(
     """Distil the consensus into each model in place; nothing to learn leaves it as it is."""
     first = clients[0]
     method = first.scenario.method
+    ids, loss = torch.from_numpy(consensus.ids).long(), method.distill.loss
     target = method.release.target(torch.from_numpy(consensus.values))
-    rows, targets, weight = _lesson(torch.from_numpy(consensus.ids).long(), target, proxy.positions)
+    if isinstance(first.scenario.privacy.release, protection.Swing):
+        target, loss = guard.lesson(first, proxy, ids, target), swing.loss
+    rows, targets, weight = _lesson(ids, target, proxy.positions)
     targets = targets.to(first.device)
     losses = _fit(
         "distill",
@@ -302,13 +238,13 @@ def learn_consensus(
         models,
         [proxy.x] * len(clients),
         [targets] * len(clients),
-        method.distill.loss,
+        loss,
         first.scenario.training.distill,
         rows.to(first.device),
         None if weight is None else weight.to(first.device),
     )
-    for client, loss in zip(clients, losses, strict=True):
-        client.metrics["distill_loss"] = loss
+    for client, value in zip(clients, losses, strict=True):
+        client.metrics["distill_loss"] = value
 
 
 def _lesson(ids: Tensor, target: Tensor, positions: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -357,6 +293,28 @@ def measure(clients: Sequence[Client], models: Sequence[Classifier]) -> None:
             ):
                 share_right = graded.hits.sum().double() / graded.positions.sum()
                 client.metrics["validation_accuracy"] = float(share_right)
+        if world.canaries and world.tokens and block[0].round == block[0].scenario.training.rounds:
+            for client, model in zip(block, learnt, strict=True):
+                client.metrics.update(_exposure(client, model))
+
+
+def _exposure(client: Client, model: Classifier) -> dict[str, float]:
+    """Mean exposure in bits under a client's model, empirical: of its own canaries, of those that
+    others hold (each that is repeated most), and of the controls that nobody holds.
+    """
+    canaries, tokens = client.world.canaries, client.world.tokens
+    assert tokens is not None
+    most = max(canary.repetitions for canary in canaries)
+    groups = {
+        "exposure_own": [c for c in canaries if c.client == client.id and c.repetitions == most],
+        "exposure_peers": [c for c in canaries if c.client != client.id and c.repetitions == most],
+        "exposure_controls": [c for c in canaries if c.repetitions == 0],
+    }
+    return {
+        name: float(np.mean([found.bits for found in exposures(model, group, tokens)]))
+        for name, group in groups.items()
+        if group
+    }
 
 
 def _grades(models: Sequence[Classifier], x: Tensor, y: Tensor) -> list[training.Grades]:

@@ -17,6 +17,7 @@ from pydantic import Field, NonNegativeInt, ValidationError, field_validator, mo
 
 from fedkd.config_errors import explain
 from fedkd.config_overrides import apply
+from fedkd.data.canaries import Canaries
 from fedkd.data.federation import Federation, build
 from fedkd.data.partition import Iid, Natural, Partition, Strong, Virtual
 from fedkd.data.proxy import Contributed, Proxy
@@ -30,6 +31,7 @@ from fedkd.exchange.methods import METHODS, Exchange
 from fedkd.exchange.release import Release
 from fedkd.exchange.score import Score
 from fedkd.models.zoo import MODELS
+from fedkd.protection import Privacy
 from fedkd.section import Section
 
 STAGES = ("score", "gate", "release", "combine", "distill")
@@ -121,23 +123,18 @@ class Training(Section):
     """How long the server waits for the replies of one step."""
 
 
-class Privacy(Section):
-    """What may leave. No mechanism is built yet: answers leave as they are, without a guarantee."""
-
-    mechanism: Literal["none"] = "none"
-
-
 class Grid(Section):
     """What carries the messages."""
 
     name: Literal["inline", "cohort", "workers", "ray", "flower"] = "inline"
     block: tuple[NonNegativeInt, ...] = Field((1,), min_length=1)
-    """`cohort` only: how many clients are advanced together: one number, or one for each of
-    `model.names`; 0 is what a short calibration finds best."""
+    """`cohort`, and inside each process of `workers` and `ray`: how many clients are advanced
+    together: one number, or one for each of `model.names`; 0 is what a short calibration finds
+    best. What is advanced together is equal up to rounding."""
     workers: int = Field(0, ge=0)
     """`workers` and `ray`: processes; 0 is as many as there are cores or resources."""
     address: str = ""
-    """`ray` only: the cluster to attach to; empty starts Ray on this machine."""
+    """`ray` only: the cluster to attach to, HOST:PORT or "auto"; empty starts Ray here."""
     client_cpus: int = Field(1, ge=1)
     """`ray` and `flower`: logical CPUs a process."""
     client_gpus: float = Field(0.0, ge=0)
@@ -147,6 +144,16 @@ class Grid(Section):
     @classmethod
     def _one_for_all(cls, given: Any) -> Any:
         return (given,) if isinstance(given, int) else given
+
+    @model_validator(mode="after")
+    def _gpus_can_be_had(self) -> Grid:
+        if self.client_gpus > 1 and self.client_gpus % 1:
+            raise FedkdError(
+                "a process can have a fraction of one GPU, or whole ones",
+                value=self.client_gpus,
+                fix="set grid.client_gpus to a whole number, or to at most 1",
+            )
+        return self
 
 
 class Scenario(Section):
@@ -163,6 +170,8 @@ class Scenario(Section):
     data: Source = Digits()
     partition: Partition = Strong()
     proxy: Proxy = Contributed()
+    canaries: Canaries | None = None
+    """Sentences with made-up secrets in clients' texts, to see what leaks of them."""
     model: Model = Model()
     method: MethodConfig = Field(default_factory=lambda: MethodConfig.model_validate({}))
     training: Training = Training()
@@ -207,13 +216,22 @@ class Scenario(Section):
     def blocks(self) -> dict[str, int]:
         """How many clients of each model are advanced together: 1 unless a cohort takes more."""
         names = self.model.names
-        block = self.grid.block if self.grid.name == "cohort" else (1,)
+        block = self.grid.block if self.grid.name in ("cohort", "workers", "ray") else (1,)
         return dict(zip(names, block * len(names) if len(block) == 1 else block, strict=True))
+
+    @property
+    def at_once(self) -> int:
+        """Messages that one call of the client app gets: so many that a block of each model fills.
+
+        Models take turns along the clients.
+        """
+        most = max(self.blocks.values())
+        return 1 if most == 1 else most * len(self.blocks)
 
     def world(self, seed: int) -> Federation:
         """Who holds which samples; built once a process. Raises: FedkdError for impossible data."""
         proxy = self.proxy if self.uses_pool else None
-        return build(self.data, self.partition, proxy, self.validation, seed)
+        return build(self.data, self.partition, proxy, self.validation, seed, self.canaries)
 
     def measures(self, round_: int) -> bool:
         """Whether the clients are measured in a round."""

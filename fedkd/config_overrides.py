@@ -15,6 +15,7 @@ from fedkd.exchange.distill import DISTILLS
 from fedkd.exchange.gate import GATES
 from fedkd.exchange.release import RELEASES
 from fedkd.exchange.score import SCORES
+from fedkd.protection import FILTERS, PROTECTED_RELEASES, SERVERS, TRAININGS
 
 ROWS = {
     "data": SOURCES,
@@ -25,6 +26,10 @@ ROWS = {
     "method.release": RELEASES,
     "method.combine": COMBINES,
     "method.distill": DISTILLS,
+    "privacy.training": TRAININGS,
+    "privacy.filter": FILTERS,
+    "privacy.release": PROTECTED_RELEASES,
+    "privacy.server": SERVERS,
 }
 """The table that a section's `name` chooses from."""
 

@@ -1,4 +1,4 @@
-"""How many clients of each model the cohort grid advances together, where it may choose."""
+"""How many clients of each model a grid advances together, where it may choose."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fedkd.config import Scenario
 from fedkd.data.federation import Federation
 from fedkd.models import zoo
 from fedkd.training import n_steps
+from scenarios.grids.workers import n_processes
 
 CLIENTS_LOOKED_AT = 20
 
@@ -34,6 +35,10 @@ def calibrated(scenario: Scenario) -> Scenario:
     channels, height, width = train.x.shape[1:]
     shape = (channels, height, width)
 
+    most = world.n_clients
+    if scenario.grid.name != "cohort":  # each worker gets two blocks or more
+        most = max(1, most // (2 * n_processes(scenario.grid, most)))
+
     def measured(name: str) -> int:
         model = zoo.build(name, shape, train.n_classes, torch.Generator(), train.x.dtype)
         return calibrate(
@@ -43,7 +48,7 @@ def calibrated(scenario: Scenario) -> Scenario:
             training.local,
             n_steps=steps,
             n_predicted=n_proxy,
-            most=world.n_clients,
+            most=most,
             budget_bytes=device.budget_bytes(target),
         )
 

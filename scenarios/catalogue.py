@@ -15,6 +15,7 @@ from fedkd.exchange.methods import METHODS
 from fedkd.exchange.release import RELEASES
 from fedkd.exchange.score import SCORES
 from fedkd.models.zoo import MODELS
+from fedkd.protection import FILTERS, PROTECTED_RELEASES, SERVERS, TRAININGS
 from fedkd.section import Section
 
 
@@ -37,5 +38,9 @@ def catalogue() -> dict[str, dict[str, str]]:
         "data.name": lines(SOURCES),
         "partition.name": lines(PARTITIONS),
         "proxy.name": lines(PROXIES),
+        "privacy.training.name": lines(TRAININGS),
+        "privacy.filter.name": lines(FILTERS),
+        "privacy.release.name": lines(PROTECTED_RELEASES),
+        "privacy.server.name": lines(SERVERS),
         "references": {name: line for name, (line, _) in REFERENCES.items()},
     }

@@ -15,6 +15,7 @@ from rich.table import Table
 from fedkd import config
 from fedkd.errors import FedkdError
 from scenarios import simulate
+from scenarios.bench.suite import suite
 from scenarios.catalogue import catalogue
 from scenarios.doctor import examine
 from scenarios.progress import Progress, table_of
@@ -31,6 +32,13 @@ Workers = Annotated[
     int | None,
     typer.Option(min=0, help="Share the clients among N processes; 0 is one a core."),
 ]
+Ray = Annotated[
+    bool, typer.Option("--ray", help="Share the clients among Ray actors on this machine.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(metavar="ADDR", help="The same on a running cluster: HOST:PORT, or auto."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as runs/NAME-TIME.")]
 
@@ -46,18 +54,27 @@ def run(
         Path | None, typer.Option(help="The run folder; runs/NAME-TIME unless given.")
     ] = None,
     workers: Workers = None,
+    ray: Ray = False,
+    ray_address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a scenario with its reference rows; report and plots go to the run folder."""
     what = config.load(scenario, overrides or ())
     folder = out or simulate.new_folder(what, Path("runs"))
-    _carry_out(what, folder, workers, as_json)
+    _carry_out(_placed(what, workers, ray, ray_address), folder, as_json)
 
 
 @app.command()
-def resume(folder: RunFolder, workers: Workers = None, as_json: AsJson = False) -> None:
+def resume(
+    folder: RunFolder,
+    workers: Workers = None,
+    ray: Ray = False,
+    ray_address: RayAddress = None,
+    as_json: AsJson = False,
+) -> None:
     """Go on with a run that was stopped, from its last checkpoints."""
-    _carry_out(simulate.scenario_of(folder), folder, workers, as_json)
+    scenario = _placed(simulate.scenario_of(folder), workers, ray, ray_address)
+    _carry_out(scenario, folder, as_json)
 
 
 @app.command()
@@ -84,6 +101,20 @@ def list_(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Few clients, one repeat.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the page to this file.")] = None,
+) -> None:
+    """How fast is it here? Grids, messages and filters, as a Markdown page with its stamp."""
+    if out is not None and not out.parent.is_dir():  # said now, and not after minutes of work
+        raise FedkdError("no such folder to write to", value=str(out.parent), fix="set --out")
+    text = suite(lambda line: print(line, file=sys.stderr, flush=True), quick=quick)
+    print(text, end="")
+    if out is not None:
+        out.write_text(text, encoding="utf-8")
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Versions, device, Ray, data: what is there and how to get what is not."""
     findings = examine()
@@ -99,9 +130,25 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def _carry_out(scenario: config.Scenario, folder: Path, workers: int | None, as_json: bool) -> None:
+def _placed(
+    scenario: config.Scenario, workers: int | None, ray: bool, ray_address: str | None
+) -> config.Scenario:
+    """The scenario on the grid that the options ask for; the grid's other settings stay."""
+    change: dict[str, object] = {}
+    if workers is not None and (ray or ray_address is not None):
+        raise FedkdError(
+            "two grids are asked for",
+            value=f"--workers {workers} and {'--ray' if ray else '--ray-address'}",
+            fix="leave one out; --ray with --set grid.workers=N limits Ray's workers",
+        )
     if workers is not None:
-        scenario = scenario.on(config.Grid(name="workers", workers=workers))
+        change = {"name": "workers", "workers": workers}
+    elif ray or ray_address is not None:
+        change = {"name": "ray", "address": ray_address or ""}
+    return scenario.on(scenario.grid.model_copy(update=change))
+
+
+def _carry_out(scenario: config.Scenario, folder: Path, as_json: bool) -> None:
     listener = None if as_json else Progress(console, scenario)
     try:
         result = simulate.simulate(scenario, folder=folder, listener=listener)

@@ -162,18 +162,15 @@ def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> No
         store = MemoryStore()
         client_app = folder_client_app if folder else make_client_app(lambda config: store)
         server_app = make_server_app(scenario, plan.seed, folder, tell)
-        blocks = scenario.blocks.values()
-        # Models take turns along the clients: as many messages as fill a block of each.
-        at_once = 1 if max(blocks) == 1 else max(blocks) * len(blocks)
-        inline.run(server_app, client_app, n_clients, at_once)
+        inline.run(server_app, client_app, n_clients, scenario.at_once)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        server_app = make_server_app(scenario, plan.seed, folder or Path(scratch), tell)
+        home = folder or Path(scratch)
+        server_app = make_server_app(scenario, plan.seed, home, tell)
         if settings.name == "workers":
-            n_workers = settings.workers or len(os.sched_getaffinity(0))
-            workers.run(server_app, CLIENT_APP, n_clients, n_workers, scenario.threads)
+            workers.run(server_app, CLIENT_APP, n_clients, home, scenario)
         elif settings.name == "ray":
-            actors.run(server_app, CLIENT_APP, n_clients, settings, scenario.threads)
+            actors.run(server_app, CLIENT_APP, n_clients, home, scenario)
         else:
             flower.run(server_app, folder_client_app, n_clients, settings)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch.nn.utils import parameters_to_vector
 
 from fedkd import payload
 from fedkd.errors import FedkdError, PayloadError
@@ -72,13 +72,15 @@ class ProxyLabels(Nothing):
     """The reference row that teaches the proxy set's true labels."""
 
     def __init__(self, roster: Roster) -> None:
-        if roster.labels is None:
+        if roster.truth is None:
             raise FedkdError(
                 "the proxy set has no labels to teach",
                 fix='drop "proxy-labels" from references, or use a contributed or public proxy',
             )
-        onehot = np.eye(roster.n_classes, dtype=np.float32)[roster.labels]
-        self._truth = Consensus(np.arange(len(onehot), dtype=np.int32), onehot)
+        labels, _ = roster.truth
+        known = np.flatnonzero(labels >= 0).astype(np.int32)  # a text's padding has none
+        onehot = np.eye(roster.n_classes, dtype=np.float32)[labels[known]]
+        self._truth = Consensus(known, onehot)
 
     def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
         """The labels as one-hot rows."""
@@ -92,9 +94,9 @@ class SoftLabels:
         assert roster.pool is not None  # every method of this exchange uses a pool
         self._roster = roster
         self._world = job.world
-        self._n_samples = len(roster.pool.x)
+        self._n_samples = len(roster.pool.x) * roster.positions
         self._rule = job.scenario.method.combine
-        self._simplex = job.scenario.method.release.name == "probabilities"
+        self._release = job.scenario.method.release
         self._votes = self._rule.start(self._n_samples, roster.n_classes)
         self._consensus = self._rule.finish(self._votes)
 
@@ -107,19 +109,28 @@ class SoftLabels:
         """Check the answers, add them to the votes, and measure the client's filter."""
         if data is None:
             raise PayloadError("no answers in the reply")
-        answer = payload.decode_answer(
-            data,
-            client=client,
-            round_=round_,
-            n_samples=self._n_samples,
-            n_classes=self._roster.n_classes,
-            simplex=self._simplex,
-        )
-        self._rule.add(self._votes, answer.ids, answer.values)
-        labels = self._roster.labels
-        if labels is None:
+        answer = self._checked(round_, client, data)
+        for block in answer.blocks():
+            self._rule.add(self._votes, block.ids, block.values)
+        if self._roster.truth is None:
             return {"accepted": len(answer.ids) / self._n_samples}
-        return measures.filter_quality(answer.ids, labels, self._world.counts(client))
+        _, strata = self._roster.truth
+        records = answer.ids
+        if self._roster.positions > 1:
+            records = np.unique(records // self._roster.positions)
+        return measures.filter_quality(records, strata, self._world.counts(client))
+
+    def _checked(
+        self, round_: int, client: int, data: payload.Bytes
+    ) -> payload.Answer | payload.SparseAnswer:
+        sizes = {"n_samples": self._n_samples, "n_classes": self._roster.n_classes}
+        if self._release.coding is None:
+            return payload.decode_answer(
+                data, client=client, round_=round_, simplex=self._release.simplex, **sizes
+            )
+        return payload.decode_sparse_answer(
+            data, client=client, round_=round_, coding=self._release.coding, **sizes
+        )
 
     def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
         """The consensus; nothing if no sample was answered by anyone."""
@@ -128,8 +139,8 @@ class SoftLabels:
         said: dict[str, Any] = {"kept": kept / self._n_samples}
         if kept == 0:
             return None, {**said, "note": "no client accepted any proxy sample: no consensus"}
-        labels = self._roster.labels
-        if labels is not None:
+        if self._roster.truth is not None:
+            labels, _ = self._roster.truth
             said["consensus_accuracy"] = measures.consensus_accuracy(self._consensus, labels)
         return payload.encode_consensus(self._consensus, round_), said
 
@@ -154,8 +165,10 @@ class Weights:
                 fix='name one model in model.names, or drop "fedavg" from references',
             )
         init = torch_stream(job.seed, "server", purpose="init")
-        model = build(names.pop(), roster.shape, roster.n_classes, init)
-        self._weights = parameters_to_vector(model.parameters()).detach().numpy()
+        dtype = job.world.train.x.dtype
+        model = build(names.pop(), roster.shape, roster.n_classes, init, dtype)
+        # Torch's parameters_to_vector refuses weights in channels-last memory.
+        self._weights = torch.cat([w.detach().flatten() for w in model.parameters()]).numpy()
         self._average = WeightAverage()
 
     def ask(self, round_: int) -> payload.Bytes | None:

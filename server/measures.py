@@ -38,10 +38,14 @@ def filter_quality(
 
 
 def consensus_accuracy(consensus: Consensus, labels: NDArray[np.int64]) -> float | None:
-    """Share of the kept samples whose most likely class is the label; None if none is kept."""
-    if len(consensus.ids) == 0:
+    """Share of the kept samples whose most likely class is the label; None if none is kept.
+
+    Samples without a label (the padding of a text) do not count.
+    """
+    wanted = labels[consensus.ids]
+    if not (wanted >= 0).any():
         return None
-    return float((consensus.values.argmax(axis=1) == labels[consensus.ids]).mean())
+    return float((consensus.values.argmax(axis=1) == wanted)[wanted >= 0].mean())
 
 
 def over_clients(reports: list[dict[str, float]]) -> dict[str, float]:
@@ -51,9 +55,13 @@ def over_clients(reports: list[dict[str, float]]) -> dict[str, float]:
         "accuracy",
         "own_accuracy",
         "validation_accuracy",
+        "perplexity",
         "precision",
         "recall",
         "accepted",
+        "exposure_own",
+        "exposure_peers",
+        "exposure_controls",
     ):
         values = [report[key] for report in reports if key in report]
         if values:

@@ -77,7 +77,9 @@ def play(
         down += len(question) if question is not None else 0
         reports[reply.client]["bytes_up"] = len(data) if data is not None else 0
         try:
-            reports[reply.client] |= _metrics(reply) | exchange.hear(round_, reply.client, data)
+            reports[reply.client] |= _metrics(reply)
+            if "abstained" not in reports[reply.client]:
+                reports[reply.client] |= exchange.hear(round_, reply.client, data)
         except PayloadError as error:
             refuse("train", reply.client, str(error))
 
@@ -101,6 +103,7 @@ def play(
         bytes_up=up,
         bytes_down=down,
         bytes_pool=pool,
+        n_abstained=sum("abstained" in report for report in reports.values()),
         **said,
         **measures.over_clients(list(reports.values())),
         n_learnt=sum(

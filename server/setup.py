@@ -67,13 +67,19 @@ class Roster:
     shape: Shape
     """Of one sample: channels, height, width."""
     pool: payload.Pool | None
-    labels: NDArray[np.int64] | None
-    """True labels of the proxy set, to measure by; None where they mean nothing (foreign data)."""
+    truth: tuple[NDArray[np.int64], NDArray[np.int64]] | None
+    """Labels [n_samples] and strata [records] of the proxy set, to measure by; None if unknown."""
     packed: payload.Bytes | None
     """The pool as it is sent."""
     digest: str
     holders: set[int]
     """Clients that have the pool: it goes to each once, when it first takes part."""
+
+    @property
+    def positions(self) -> int:
+        """How many samples a proxy record is: 1 image, or L tokens."""
+        text = self.pool is not None and self.pool.x.dtype == np.int16
+        return self.shape[2] if text else 1
 
     @property
     def clients(self) -> Sequence[int]:
@@ -110,9 +116,10 @@ def set_up(grid: Grid, job: Job, log: EventLog) -> Roster:
             class_counts=world.counts(client).tolist(),
         )
     if not job.scenario.uses_pool:
-        pool, labels, packed, digest = None, None, None, ""
+        pool, truth, packed, digest = None, None, None, ""
     else:
-        pool, labels = _pool(world, hellos)
+        pool, found = _pool(world, hellos), world.proxy_truth()
+        truth = None if found is None else (found[0].ravel(), found[1])
         packed = payload.encode_pool(pool)
         digest = hashlib.sha256(packed.tobytes()).hexdigest()
         log.emit(
@@ -120,8 +127,8 @@ def set_up(grid: Grid, job: Job, log: EventLog) -> Roster:
             n_samples=len(pool.x),
             n_contributed=int((pool.contributor >= 0).sum()),
             class_counts=None
-            if labels is None
-            else np.bincount(labels, minlength=n_classes).tolist(),
+            if truth is None
+            else np.bincount(truth[1], minlength=world.train.n_strata).tolist(),
             bytes_up=sum(hello.contribution.nbytes for hello in hellos),
             bytes_each=len(packed),
         )
@@ -130,7 +137,7 @@ def set_up(grid: Grid, job: Job, log: EventLog) -> Roster:
         n_classes=n_classes,
         shape=shape,
         pool=pool,
-        labels=labels,
+        truth=truth,
         packed=packed,
         digest=digest,
         holders=set(),
@@ -190,18 +197,13 @@ def _listed(grid: Grid) -> Sequence[int]:
     return nodes if isinstance(nodes, range) else sorted(nodes)
 
 
-def _pool(
-    world: Federation, hellos: list[payload.Hello]
-) -> tuple[payload.Pool, NDArray[np.int64] | None]:
-    """The proxy set and its labels: what the clients gave, or the scenario's public samples."""
+def _pool(world: Federation, hellos: list[payload.Hello]) -> payload.Pool:
+    """The proxy set: what the clients gave, or the scenario's public records."""
     if world.public_x is not None:
         contributor = np.full(len(world.public_x), -1, dtype=np.int32)
-        labels = None if world.public_y is None else world.public_y.numpy()
-        return payload.Pool(world.public_x.numpy(), contributor), labels
+        return payload.Pool(world.public_x.numpy(), contributor)
     sizes = [len(hello.contribution) for hello in hellos]
-    pool = payload.Pool(
+    return payload.Pool(
         np.concatenate([hello.contribution for hello in hellos]),
         np.repeat([hello.client for hello in hellos], sizes).astype(np.int32),
     )
-    given = np.concatenate([world.contributed[hello.client] for hello in hellos])
-    return pool, world.train.y.numpy()[given]

@@ -29,6 +29,7 @@ from fedkd.exchange.methods import METHODS
 from fedkd.exchange.release import RELEASES
 from fedkd.exchange.score import SCORES, KMeans
 from fedkd.models.zoo import MODELS
+from fedkd.protection import FILTERS, PROTECTED_RELEASES, SERVERS, TRAININGS
 from fedkd.section import Section
 
 Toml = dict[str, Any]
@@ -37,6 +38,9 @@ NEEDED: dict[str, Toml] = {  # keys without a default
     "constant": {"value": 0.5},
     "npz": {"path": "x.npz"},
     "huggingface": {"path": "mnist"},
+    "text": {"path": "texts"},
+    "huggingface-text": {"path": "wikitext"},
+    "gnmax": {"threshold": 5.0, "sigma_threshold": 2.0, "sigma": 1.0},
     "foreign": {"source": {"name": "digits"}},
 }
 TABLES = {
@@ -48,6 +52,10 @@ TABLES = {
     "method.release": RELEASES,
     "method.combine": COMBINES,
     "method.distill": DISTILLS,
+    "privacy.training": TRAININGS,
+    "privacy.filter": FILTERS,
+    "privacy.release": PROTECTED_RELEASES,
+    "privacy.server": SERVERS,
 }
 
 
@@ -157,9 +165,9 @@ def tables(draw: st.DrawFn) -> Toml:
     stages = {
         "score": rows(SCORES, k=COUNT, per_class=st.booleans()),
         "gate": rows(GATES, q=st.floats(0, 1), power=POSITIVE, value=st.floats(-1e300, 1e300)),
-        "release": rows(RELEASES, temperature=st.just(temperature)).map(
-            lambda row: {**row, "temperature": temperature}
-        ),
+        "release": rows(
+            RELEASES, temperature=st.just(temperature), k=COUNT, draws=st.integers(1, 65_535)
+        ).map(lambda row: {**row, "temperature": temperature}),
         "distill": st.just({"temperature": temperature}),
     }
     method = {"name": st.sampled_from(sorted(METHODS)), **stages}
@@ -224,7 +232,7 @@ def test_a_dump_leaves_nothing_to_defaults() -> None:
     ("table", "key", "nearest"),
     [
         ({"trainin": {}}, "trainin", "training"),
-        ({"scenario": 1}, "scenario", "description"),
+        ({"descriptions": 1}, "descriptions", "description"),
         ({"training": {"round": 5}}, "training.round", "rounds"),
         ({"training": {"local": {"epoch": 5}}}, "training.local.epoch", "epochs"),
         ({"partition": {"name": "iid", "client": 5}}, "partition.client", "clients"),
@@ -290,7 +298,8 @@ def test_an_unknown_name_is_answered_with_the_nearest(where: str, name: str, nea
 
 def test_unknown_models_and_references_are_answered_with_the_nearest() -> None:
     text = refusal({"model": {"names": ["mlp", "cnnn"]}})
-    assert "model.names; got 'cnnn'; allowed: mlp, cnn, small-cnn; fix: did you mean 'cnn'?" in text
+    allowed = "mlp, cnn, small-cnn, gru, transformer"
+    assert f"model.names; got 'cnnn'; allowed: {allowed}; fix: did you mean 'cnn'?" in text
     text = refusal({"references": ["fed-avg"]})
     assert f"references; got 'fed-avg'; allowed: {', '.join(REFERENCES)};" in text
     assert "did you mean 'fedavg'?" in text
@@ -319,13 +328,12 @@ def test_unknown_models_and_references_are_answered_with_the_nearest() -> None:
         ("proxy.fraction", 1, "less than 1"),
         ("method.score.k", 0, "greater than or equal to 1"),
         ("method.score.space", "pixel", "'pixels' or 'features'"),
-        ("method.gate.power", 0, "greater than 0"),
+        ("privacy.unit", "person", "'record'"),
         ("method.release.temperature", -1, "greater than 0"),
         ("method.combine.name", "median", "'mean'"),
         ("method.distill.name", "js", "'kl'"),
         ("method.score", "kmeans", "dictionary"),
         ("partition", 3, "dictionary"),
-        ("privacy.mechanism", "gaussian", "'none'"),
         ("grid.name", "rey", "'inline', "),
         ("model.names", [], "at least 1 item"),
         ("model.names", "mlp", "tuple"),

@@ -264,6 +264,9 @@ NEEDED: Mapping[str, dict[str, Any]] = {
     "npz": {"path": "x"},
     "huggingface": {"path": "x"},
     "foreign": {"source": {"name": "digits"}},
+    "text": {"path": "x"},
+    "huggingface-text": {"path": "x"},
+    "gnmax": {"threshold": 5.0, "sigma_threshold": 2.0, "sigma": 1.0},
 }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedkd.cohort import Cohort
 from fedkd.errors import FedkdError
-from fedkd.models.text import Gru, Transformer
+from fedkd.models.text import Gru, Reader, Transformer
 from fedkd.models.zoo import IMAGE_MODELS, MODELS, TEXT_MODELS, Classifier, Shape, build
 from fedkd.rng import torch_stream
 
@@ -72,6 +72,19 @@ def test_no_position_sees_a_later_one(name: str, at: int, seed: int) -> None:
 
 
 @EVERY
+@given(cut=st.integers(1, L - 1))
+@settings(deadline=None, max_examples=10)
+def test_a_reader_goes_on_where_it_stopped(name: str, cut: int) -> None:
+    net, x = model(name), tokens(3)
+    assert isinstance(net.body, Reader)
+    whole = x[:, 0, 0]
+    first, memory = net.body.read(whole[:, :cut])
+    second, _ = net.body.read(whole[:, cut:], memory)
+    together = torch.cat([first, second], dim=1)
+    torch.testing.assert_close(together, net.features(x), rtol=1e-5, atol=1e-5)
+
+
+@EVERY
 def test_samples_do_not_see_each_other(name: str) -> None:
     net, x = model(name).train(), tokens(6)
     assert not list(net.buffers())
@@ -93,7 +106,7 @@ def test_gru_is_torchs() -> None:
 
 
 def test_transformer_is_torchs() -> None:
-    """Against TransformerEncoder with pre-norm, GELU and a causal mask."""
+    """Against TransformerEncoder with pre-norm, GELU and a causal mask; any weights will do."""
     width, heads, n = 8, 2, 2
     ours = Transformer(V, longest=L, width=width, heads=heads, blocks=n)
     layer = nn.TransformerEncoderLayer(

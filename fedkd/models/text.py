@@ -9,12 +9,28 @@ here on 112,000, in batches of 64 records of 64 tokens.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
+Memory = tuple[Tensor, ...]
+"""What a reader keeps of the tokens it has read, each tensor with the samples as its first axis."""
 
-class Gru(nn.Module):
+
+class Reader(nn.Module, ABC):
+    """A body that reads tokens in order, and can go on where it stopped."""
+
+    @abstractmethod
+    def read(self, tokens: Tensor, memory: Memory = ()) -> tuple[Tensor, Memory]:
+        """Features [b, k, d] of the next tokens int64 [b, k], and the memory afterwards."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [b, L, d] of tokens int64 [b, 1, 1, L]."""
+        return self.read(x.flatten(1))[0]
+
+
+class Gru(Reader):
     """An embedding and one layer of gated recurrent units, starting from a state of zeros.
 
     Source: Cho et al. 2014, arXiv:1406.1078, in the form of `torch.nn.GRU`: the reset gate acts
@@ -27,10 +43,11 @@ class Gru(nn.Module):
         self.inputs = nn.Linear(width, 3 * hidden)
         self.recurrent = nn.Linear(hidden, 3 * hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features [b, L, hidden] of tokens int64 [b, 1, 1, L]."""
-        from_inputs = self.inputs(self.embedding(x.flatten(1)))
-        state = from_inputs.new_zeros(len(x), self.recurrent.in_features)
+    def read(self, tokens: Tensor, memory: Memory = ()) -> tuple[Tensor, Memory]:
+        """As `Reader.read`; the memory is the state [b, hidden]."""
+        from_inputs = self.inputs(self.embedding(tokens))
+        zeros = from_inputs.new_zeros(len(tokens), self.recurrent.in_features)
+        state = memory[0] if memory else zeros
         states = []
         for step in from_inputs.unbind(1):
             reset_in, update_in, new_in = step.chunk(3, dim=-1)
@@ -38,10 +55,10 @@ class Gru(nn.Module):
             new = torch.tanh(new_in + torch.sigmoid(reset_in + reset) * new)
             state = torch.lerp(new, state, torch.sigmoid(update_in + update))
             states.append(state)
-        return torch.stack(states, dim=1)
+        return torch.stack(states, dim=1), (state,)
 
 
-class Transformer(nn.Module):
+class Transformer(Reader):
     """Causal blocks on token and learned position embeddings, and a LayerNorm at the end.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, with the norms before each part (pre-norm, as
@@ -52,16 +69,20 @@ class Transformer(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(n_symbols, width)
         self.positions = nn.Embedding(longest, width)
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(blocks)))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features [b, L, width] of tokens int64 [b, 1, 1, L], L at most `longest`."""
-        tokens = x.flatten(1)
+    def read(self, tokens: Tensor, memory: Memory = ()) -> tuple[Tensor, Memory]:
+        """As `Reader.read`, for `longest` tokens at most; the memory is each block's."""
+        n_read = memory[0].shape[2] if memory else 0
         # One row of positions a sample: Opacus takes the first axis of any input for the samples.
-        places = torch.arange(tokens.shape[1], device=x.device).expand_as(tokens)
-        out: Tensor = self.norm(self.blocks(self.embedding(tokens) + self.positions(places)))
-        return out
+        places = torch.arange(n_read, n_read + tokens.shape[1], device=tokens.device)
+        x = self.embedding(tokens) + self.positions(places.expand_as(tokens))
+        kept = []
+        for block, past in zip(self.blocks, memory or [None] * len(self.blocks), strict=True):
+            x, joint = block(x, past)
+            kept.append(joint)
+        return self.norm(x), tuple(kept)
 
 
 class Block(nn.Module):
@@ -77,18 +98,26 @@ class Block(nn.Module):
         self.dense_in = nn.Linear(width, 4 * width)
         self.dense_out = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[b, L, width] of [b, L, width]."""
+    def forward(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """[b, k, width] of [b, k, width], and the keys and values of all that was read.
+
+        Shapes: `past`, of t tokens before these, [b, heads, t, 2 * width / heads], or None; what
+        is returned has t + k.
+        """
         joint = self.queries_keys_values(self.attention_norm(x))
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
             for part in joint.chunk(3, dim=-1)
         )
+        seen = torch.cat([k, v], dim=-1)
+        if past is not None:
+            seen = torch.cat([past, seen], dim=-2)
+        k, v = seen.chunk(2, dim=-1)
         # Spelled out: torch's fused attention has no rule for vmap on a CPU.
         fit = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-        later = torch.ones(fit.shape[-2:], dtype=torch.bool, device=x.device).triu(diagonal=1)
-        mixed = fit.masked_fill(later, -math.inf).softmax(dim=-1) @ v
+        n_new, n_all = fit.shape[-2:]
+        later = torch.ones(n_new, n_all, dtype=torch.bool, device=x.device)
+        mixed = fit.masked_fill(later.triu(n_all - n_new + 1), -math.inf).softmax(dim=-1) @ v
         x = x + self.attention_out(mixed.transpose(-2, -3).flatten(-2))
         dense = nn.functional.gelu(self.dense_in(self.dense_norm(x)))
-        out: Tensor = x + self.dense_out(dense)
-        return out
+        return x + self.dense_out(dense), seen

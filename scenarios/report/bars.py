@@ -1,4 +1,4 @@
-"""What each row costs: payload bytes and seconds, as horizontal bars."""
+"""What each row costs: payload bytes and time by phase, as horizontal bars."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from scenarios.report.figures import HALF, INK, LINES, PART_COLOURS, figure, key, label
+from scenarios.report.times import PHASES, REST, times
 from scenarios.results import Cell, Result
 from scenarios.units import duration, size
 
 BYTES = ("proxy pool, once", "up", "down")
-PHASES = ("train", "filter", "answer", "distill", "evaluate", "server, transport")
 LOG_FROM = 50
 """Bytes stand on a logarithmic axis where the longest bar is that many times the shortest."""
+WALL, MARK = "end by the clock", 0.006
 ROOM = 0.22
 """Share of the axis that is kept free for the number at a bar's end."""
 
@@ -49,19 +50,26 @@ def payload_bytes(result: Result) -> Figure | None:
 
 
 def phase_seconds(result: Result) -> Figure | None:
-    """Seconds of each row by phase, summed over clients and rounds, mean over seeds."""
-    if not result.cells:
+    """Time of each row by phase, summed over clients and rounds, mean over seeds.
+
+    A mark stands where the rounds end by the clock: at the bar's end, after a part for server and
+    messages, if one client works at a time; where clients work side by side, mostly inside the bar.
+    """
+    bars = times(result)
+    if not bars:
         return None
-    bars = _by_row(result, _seconds)
+    most = max(time.longest for time in bars.values())
     plot, axes = _rows("What the time went to", list(bars))
-    for row, parts in enumerate(bars.values()):
+    for row, time in enumerate(bars.values()):
+        parts = [*time.phases.values(), time.rest]
         ends = np.cumsum(parts)
         axes.barh([row] * len(parts), parts, 0.56, ends - parts, color=PART_COLOURS)
-        _number(axes, ends[-1], row, duration(ends[-1]))
-    axes.set_xlim(0, max(map(sum, bars.values())) / (1 - ROOM))
+        axes.barh(row, MARK * most, 0.8, time.wall - MARK * most / 2, color=INK)
+        _number(axes, time.longest, row, duration(ends[-1]))
+    axes.set_xlim(0, most / (1 - ROOM))
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    label(axes, "seconds, summed over clients and rounds")
-    key(plot, dict(zip(PHASES, PART_COLOURS, strict=True)))
+    label(axes, "seconds of work, summed over clients and rounds")
+    key(plot, {**dict(zip((*PHASES, REST), PART_COLOURS, strict=True)), WALL: INK})
     return plot
 
 
@@ -80,13 +88,6 @@ def _bytes(cell: Cell) -> list[float]:
         sum(event["bytes_up"] for event in rounds),
         sum(event["bytes_down"] for event in rounds),
     ]
-
-
-def _seconds(cell: Cell) -> list[float]:
-    """Clients that work side by side use more time than the rounds take: then no rest is left."""
-    clients = cell.of("client")
-    phases = [sum(event.get(f"{phase}_s", 0.0) for event in clients) for phase in PHASES[:-1]]
-    return [*phases, max(0.0, cell.seconds - sum(phases))]
 
 
 def _rows(title: str, rows: list[str]) -> tuple[Figure, Axes]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedkd import config
-from scenarios.report import facts
+from scenarios.report import facts, times
 from scenarios.report.figures import png
 from scenarios.report.plots import PLOTS, Plot
 from scenarios.results import Result
@@ -65,6 +65,7 @@ def _render(result: Result, pictures: list[tuple[Plot, bytes]]) -> str:
         disclosures=facts.disclosures(cell) if cell else [],
         unfinished=facts.unfinished(result),
         notes=facts.notes(result),
+        times=times.in_words(result),
     )
 
 

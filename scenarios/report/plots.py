@@ -125,6 +125,8 @@ PLOTS = (
         "seconds",
         phase_seconds,
         "Bar chart of seconds by row, split into the phases of a round",
-        "All clients and rounds together, by what the time went to.",
+        "All clients and rounds together, by what the time went to; the black mark is where the "
+        "rounds ended by the clock. Clients that worked side by side did more in that time than "
+        "it is long; then what server and messages took is hidden behind them.",
     ),
 )

@@ -22,8 +22,9 @@ from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
 from fedkd import payload
+from fedkd.config import Grid
 from fedkd.data.federation import build
-from scenarios.report import facts, page
+from scenarios.report import facts, page, times
 from scenarios.report.figures import BLUE, ORANGE, VOID
 from scenarios.report.heatmaps import PALE_BLUE
 from scenarios.report.plots import PLOTS
@@ -253,10 +254,48 @@ def test_curves_are_means_over_seeds(result: Result) -> None:
 
 def test_bars_add_up_to_the_table(result: Result) -> None:
     table = result.table()
-    for name, key, parts in (("bytes", "bytes", 3), ("seconds", "seconds", 6)):
-        widths = [bar.get_bbox().width for bar in bars_of(DRAW[name](result))]
-        sums = np.reshape(widths, (len(table), parts)).sum(axis=1)
+    for name, key, parts, marks in (("bytes", "bytes", 3, 0), ("seconds", "seconds", 6, 1)):
+        bars = [bar.get_bbox() for bar in bars_of(DRAW[name](result))]
+        rows = np.reshape([bar.width for bar in bars], (len(table), parts + marks))
+        sums = rows[:, :parts].sum(axis=1)
         assert sums == pytest.approx([line[key] for line in table], abs=1e-6, rel=1e-6)
+    ends = [(bar.x0 + bar.x1) / 2 for bar in bars[6::7]]  # the marks: the clock
+    assert ends == pytest.approx([line["seconds"] for line in table])
+
+
+def of_times(result: Result, grid: str, *, wall: float, **phases: float) -> Result:
+    """The result as one cell of two clients and one round; the row `silent` measured no phase."""
+    client = {"event": "client", **{f"{name}_s": seconds for name, seconds in phases.items()}}
+    last = {"event": "round", "round": 1, "seconds": wall, "accuracy": 0.5}
+    cell = Cell(row="edgefd", seed=1, events=[client, client, last])
+    scenario = result.scenario.on(Grid.model_validate({"name": grid}))
+    silent = Cell(row="silent", seed=1, events=[last])
+    return replace(result, scenario=scenario, cells=(cell, silent))
+
+
+def test_time_by_phase_says_what_is_known_and_no_more(result: Result) -> None:
+    alone = of_times(result, "cohort", wall=10, train=3, distill=1)
+    assert times.in_words(alone) == [
+        "edgefd: 10 s by the clock: train 6.0 s (60.0 %), distill 2.0 s (20.0 %), "
+        "server and messages 2.0 s (20.0 %)"
+    ]
+    # Side by side: more work than time, and no rest even if there is less work than time.
+    beside = of_times(result, "workers", wall=4, train=3, distill=1)
+    assert times.in_words(beside) == [
+        "edgefd: 8.0 s of clients' work in 4.0 s by the clock, 2.0 at a time: "
+        "train 6.0 s (75.0 %), distill 2.0 s (25.0 %)"
+    ]
+    idle = times.times(of_times(result, "workers", wall=100, train=3))["edgefd"]
+    assert (idle.work, idle.rest, idle.longest) == (6, 0, 100)
+    widths = [bar.get_bbox().width for bar in bars_of(DRAW["seconds"](beside))]
+    assert widths[:6] == pytest.approx([6, 0, 0, 2, 0, 0])
+    assert DRAW["seconds"](of_times(result, "inline", wall=1)) is None
+
+
+def test_the_page_tells_the_time_of_every_row(result: Result, html: str) -> None:
+    told = Page(html).text["time"]
+    assert all(line in told for line in times.in_words(result))
+    assert [line.split(":")[0] for line in times.in_words(result)] == ["edgefd", "local-only"]
 
 
 def test_the_filter_map_shows_right_wrong_and_unknown(result: Result) -> None:
@@ -299,7 +338,7 @@ def test_labels_do_not_overlap(result: Result, n_clients: int, n_classes: int) -
         *({"event": "hello", "client": i, "class_counts": counts[i]} for i in range(n_clients)),
         {"event": "pool", "class_counts": [90_000] * n_classes, "bytes_up": 10**9},
         *(
-            {"event": "client", "client": i, "accepted_by_class": counts[i]}
+            {"event": "client", "client": i, "accepted_by_class": counts[i], "train_s": 50.0}
             for i in range(n_clients)
         ),
     ]

@@ -1,0 +1,114 @@
+"""One client in one round, and the proxy set as it computes on it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedkd import training
+from fedkd.config import Scenario
+from fedkd.data.federation import Federation
+from fedkd.models.zoo import Classifier, Shape, build
+from fedkd.payload import Pool
+from fedkd.rng import stream, torch_stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """One client in one round. `metrics` collects what it reports."""
+
+    scenario: Scenario
+    seed: int
+    id: int
+    round: int
+    world: Federation
+    device: torch.device
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def took(self, phase: str, seconds: float) -> None:
+        """Add wall time to the metric `phase_s`."""
+        key = f"{phase}_s"
+        self.metrics[key] = self.metrics.get(key, 0.0) + seconds
+
+    def draws(self, purpose: str) -> np.random.Generator:
+        """This client's stream of this round for one purpose."""
+        return stream(self.seed, "client", self.round, self.id, purpose)
+
+    @property
+    def architecture(self) -> str:
+        """The name of the client's model."""
+        names = self.scenario.model.names
+        return names[self.id % len(names)]
+
+    @property
+    def n_records(self) -> int:
+        """How many private records the client holds, its canaries' included."""
+        copies = sum(c.repetitions for c in self.world.canaries if c.client == self.id)
+        return len(self.world.private[self.id]) + copies
+
+    def model(self, state: Mapping[str, Tensor] | None) -> Classifier:
+        """The client's model: new, or with a copy of the weights of its state."""
+        train = self.world.train
+        channels, height, width = train.x.shape[1:]
+        kind = (self.architecture, (channels, height, width), train.n_classes)
+        if state is None:
+            init = torch_stream(self.seed, "client", 0, self.id, "init")
+            return build(*kind, init, train.x.dtype).to(self.device)
+        model = copy.deepcopy(_skeleton(*kind, train.x.dtype))
+        weights = {name: self._own(weight) for name, weight in model_part(state).items()}
+        model.load_state_dict(weights, assign=True)
+        return model
+
+    def _own(self, weight: Tensor) -> Tensor:
+        """A copy on the client's device, in the memory layout that `zoo.build` gives."""
+        layout = torch.channels_last if weight.ndim == 4 else torch.preserve_format
+        return weight.to(self.device, memory_format=layout, copy=True)
+
+
+@lru_cache(maxsize=8)
+def _skeleton(name: str, shape: Shape, n_classes: int, dtype: torch.dtype) -> Classifier:
+    """A model without weights: drawing some for each message, to be replaced, would take longer."""
+    with torch.device("meta"):
+        return build(name, shape, n_classes, torch.Generator(), dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class ProxySet:
+    """The proxy pool as the clients of a process compute on it: converted once, on the device."""
+
+    x: Tensor
+    """As `training.inputs` gives it, [n, c, h, w]."""
+    contributor: NDArray[np.int32]
+    """[n] the client that gave the record, or -1."""
+    positions: int
+    """How many samples a record is: 1, or L tokens. Position l of record r has id r * L + l."""
+
+    @classmethod
+    def of(cls, pool: Pool, device: torch.device) -> ProxySet:
+        """The set on a device."""
+        positions = pool.x.shape[3] if pool.x.dtype == np.int16 else 1
+        x = training.inputs(torch.from_numpy(pool.x).to(device))
+        return cls(x, pool.contributor, positions)
+
+    @property
+    def n_samples(self) -> int:
+        """What soft labels are given for: images, or token positions."""
+        return len(self.x) * self.positions
+
+
+def model_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's tensors of a state."""
+    return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+
+
+def with_model(state: Mapping[str, Tensor], model: Classifier) -> dict[str, Tensor]:
+    """A state with the model's tensors replaced."""
+    rest = {k: v for k, v in state.items() if not k.startswith("model.")}
+    return rest | {f"model.{k}": v.detach().cpu() for k, v in model.state_dict().items()}
