@@ -163,7 +163,7 @@ def holds(kind: str, got: Any) -> bool:
             words = all(len(key) == 32 for key in public.values())
             return words and min(public, default=0) >= 0 and set(lost) <= set(public)
         case "blinded", np.ndarray():
-            return got.shape == SHAPE and got.dtype == np.uint64
+            return bool(got.shape == SHAPE and got.dtype == np.uint64)
         case "secrets", dict():
             return set(got) == LOST and all(len(secret) == 32 for secret in got.values())
     return False

@@ -31,7 +31,7 @@ def consensus(values: NDArray[np.float64]) -> Consensus:
 def nearest(v: NDArray[np.float64]) -> NDArray[np.float64]:
     """The nearest distribution: max(v - t, 0) with the one t that makes its sum 1, by bisection."""
     t = optimize.brentq(lambda t: np.maximum(v - t, 0).sum() - 1, v.min() - 1, v.max(), xtol=1e-15)
-    return np.maximum(v - t, 0)
+    return np.maximum(v - float(t), 0)
 
 
 @given(st.floats(0.3, 8), st.integers(2, 12), st.integers(0, 2**32 - 1))

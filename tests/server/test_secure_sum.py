@@ -223,7 +223,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> tuple[list[SecureSum], dict[str,
         return real(full, *rest)
 
     monkeypatch.setattr(server.exchanges, "SecureSum", Watched)
-    monkeypatch.setattr(clients.secure.secagg, "blind", blind)
+    monkeypatch.setattr(secagg, "blind", blind)
     return made, found
 
 
@@ -390,10 +390,11 @@ def test_noise_of_all_clients_is_in_the_sum_and_the_consensus_follows_from_it(
     _, found = watched
     seen = play(noisy(sigma, training={"rounds": 1}), CLIENTS)
     total = sum(t.view(np.int64).astype(float) * UNIT for t in found["tables"])
-    noise = sum(
+    shares = [
         stream(1, "client", 1, client, "sum noise").normal(0, sigma / least**0.5, (N, 11))
         for client in range(CLIENTS)
-    )
+    ]
+    noise = np.sum(shares, axis=0)
     counts = (total - noise)[:, -1]
     assert counts == pytest.approx(np.rint(counts), abs=1e-8)
     assert set(np.rint(counts)) >= {0, 1, 2}
