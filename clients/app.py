@@ -212,7 +212,7 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
         if receipt is None:
             continue
         if cohort is None:
-            answer = payload.encode_answer(payload.Answer(client.id, client.round, ids, values))
+            answer = _packed(client, payload.Answer(client.id, client.round, ids, values))
         else:
             answer = secure.blind(client, cohort, secagg.table(ids, values, proxy.n_samples))
         sent[client.id] = _seal(client, answer, receipt, *masks[client.id])
@@ -269,6 +269,14 @@ def _weights(turn: Turn) -> Sealed | None:
     vector = parameters_to_vector(turn.model.parameters()).detach().cpu().numpy()
     weights = payload.encode_weights(vector, client.id, client.round, client.n_records)
     return _seal(client, weights, receipt)
+
+
+def _packed(client: Client, answer: payload.Answer) -> payload.Bytes:
+    """The answer as the method's release sends it."""
+    coding = client.scenario.method.release.coding
+    if coding is None:
+        return payload.encode_answer(answer)
+    return payload.encode_sparse_answer(answer, coding, client.draws("coding"))
 
 
 def _open(message: Message, context: Context, store_of: Stores) -> tuple[Client, ClientStore]:

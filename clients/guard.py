@@ -276,6 +276,4 @@ def lesson(client: Client, proxy: ProxySet, ids: Tensor, target: Tensor) -> Tens
     else:
         degree = torch.zeros(len(ids))
         swinging = protect.swing_of(row, "private")
-    temperatures = swinging.told(degree)
-    weights = torch.ones_like(temperatures) if swinging.noise is None else temperatures**-2
-    return swing.rows(swing.Swung(target, temperatures, weights))
+    return swing.rows(swing.Swung(target, swinging.told(degree), swinging.weights(degree)))

@@ -139,7 +139,9 @@ class Swing(Section):
     sharpness: float = Field(1.0, gt=0)
     noise: Literal["none", "gaussian", "laplace"] = "none"
     scale: float = Field(0.1, gt=0)
-    """Of the noise on every soft label: its standard deviation, or Laplace scale."""
+    """Of the noise on a soft label: its standard deviation, or Laplace scale."""
+    noise_from: float = Field(0.0, ge=0, le=1)
+    """The least degree that is noised. Above 0 nothing is claimed: it is empirical."""
 
 
 class PlainServer(Section):
@@ -230,11 +232,14 @@ class Privacy(Section):
                 allowed="a method that exchanges soft-labels",
                 fix='privacy.server.name = "plain"',
             )
-        if release == "logits":
+        secure = isinstance(self.server, SecureAggregation)
+        # A table under a mask is sent whole, so a coding would lose something and save nothing.
+        allowed = ("probabilities",) if secure else ("probabilities", "top-k", "sampled")
+        if release not in allowed:
             raise FedkdError(
-                f"privacy.server.name = {self.server.name!r} needs answers of bounded size",
-                value='method.release.name = "logits"',
-                allowed="probabilities",
+                f"privacy.server.name = {self.server.name!r} does not go with this release",
+                value=f"method.release.name = {release!r}",
+                allowed=", ".join(allowed),
                 fix='method.release.name = "probabilities"',
             )
         if isinstance(self.server, SecureAggregation) and self.server.sigma and self.noised:

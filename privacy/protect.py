@@ -26,7 +26,7 @@ from fedkd.exchange.combine import Consensus
 from fedkd.exchange.gate import needs_scores
 from fedkd.protection import Privacy
 from privacy import mechanisms, nfdp, private_filter, swing
-from privacy.accounting import from_dp_event
+from privacy.accounting import from_dp_event, quiet
 from privacy.degrees import Origin
 from privacy.dpsgd_cost import (
     error_feedback_event,
@@ -78,15 +78,16 @@ def dp_sgd_of(
     """The row with its noise: calibrated once for the whole run, where it names an epsilon."""
     if row.epsilon is None:
         return row
-    noise = noise_multiplier(
-        n_records,
-        training.local,
-        rounds=training.rounds,
-        participation=training.participation,
-        epsilon=row.epsilon,
-        delta=delta,
-        accountant=RdpAccountant,  # the ledger shows the larger of PLD and RDP, and that is RDP
-    )
+    with quiet():
+        noise = noise_multiplier(
+            n_records,
+            training.local,
+            rounds=training.rounds,
+            participation=training.participation,
+            epsilon=row.epsilon,
+            delta=delta,
+            accountant=RdpAccountant,  # the ledger shows the larger of PLD and RDP: that is RDP
+        )
     return row.model_copy(update={"noise_multiplier": noise})
 
 
@@ -161,8 +162,6 @@ def answers(
                 raise FedkdError("swing needs a degree for each position", value=row.degree)
             swung = swing_of(row, occasion.origin)
             values = swung.release(logits, occasion.degrees, generator).values
-            if row.noise == "none":
-                return values, Claim("empirical", f"swing by {row.degree}, without noise")
             return values, _claim(swung.cost(occasion.degrees, n_classes), f"swing by {row.degree}")
         case other:
             raise FedkdError("no mechanism of this name releases answers", value=other.name)
@@ -213,6 +212,7 @@ def swing_of(row: protection.Swing, origin: Origin) -> swing.Swing:
         t_min=row.t_min,
         t_max=row.t_max,
         sharpness=row.sharpness,
+        noise_from=row.noise_from,
     )
 
 

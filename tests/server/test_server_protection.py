@@ -137,13 +137,18 @@ def test_a_server_without_a_mechanism_keeps_no_ledger(tmp_path: Path) -> None:
 
 SECURE = {"name": "secure-aggregation"}
 LOGITS = {"name": "edgefd", "release": {"name": "logits"}}
+TOP_K = {"name": "edgefd", "release": {"name": "top-k"}}
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method": LOGITS, "privacy": {"server": GNMAX}}, ["'gnmax'", "bounded size", "logits"]),
-        ({"method": LOGITS, "privacy": {"server": SECURE}}, ["bounded size", "logits"]),
+        ({"method": LOGITS, "privacy": {"server": GNMAX}}, ["'gnmax'", "'logits'", "top-k"]),
+        (
+            {"method": LOGITS, "privacy": {"server": SECURE}},
+            ["'logits'", "allowed: prob"],
+        ),
+        ({"method": TOP_K, "privacy": {"server": SECURE}}, ["'top-k'", "allowed: probabilities;"]),
         ({"method": {"name": "fedavg"}, "privacy": {"server": GNMAX}}, ["got 'weights'"]),
         ({"method": {"name": "local-only"}, "privacy": {"server": SECURE}}, ["got 'none'"]),
         (
