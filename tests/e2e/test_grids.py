@@ -41,6 +41,11 @@ def carry_out(scenario: config.Scenario, folder: Path) -> Result:
             id="features and mixed models",
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            {"privacy": {"server": {"name": "secure-aggregation"}}},
+            id="secure sums",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 @pytest.mark.parametrize("grid", ["workers", pytest.param("ray", marks=pytest.mark.slow), "flower"])
