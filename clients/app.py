@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -164,6 +163,8 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
     proxy = _proxy_of(turns[0])
     masks = _masks(turns, proxy)
     turns = [turn for turn in turns if turn.client.id in masks]
+    if not turns:
+        return {}
     claims: dict[int, Claim] = {}
 
     def release(place: int, records: Tensor, logits: Tensor) -> Tensor:
@@ -171,6 +172,7 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
         values, claims[client.id] = guard.told(client, proxy, records, logits)
         return values
 
+    most = guard.most_told(turns[0].client, proxy)
     answers = steps.answer(
         [turn.client for turn in turns],
         [turn.model for turn in turns],
@@ -179,30 +181,38 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
         release,
     )
     return {
-        turn.client.id: _sent(turn, ids, values, claims.get(turn.client.id), masks[turn.client.id])
+        turn.client.id: _sent(
+            turn,
+            payload.Answer(turn.client.id, turn.client.round, ids, values),
+            claims.get(turn.client.id, protect.NO_ROWS),
+            most,
+            masks[turn.client.id],
+        )
         for turn, (ids, values) in zip(turns, answers, strict=True)
     }
 
 
 def _masks(turns: Sequence[Turn], proxy: ProxySet) -> dict[int, tuple[Receipt, ...]]:
-    """See that each state has its mask, charged if it is new; who cannot pay for it is left out."""
+    """See that each state has its mask, charged if it is new; who cannot pay for it is left out.
+
+    Returns: for each client that has one, the receipts that its answers need beside their own.
+    """
     scenario = turns[0].client.scenario
-    again = scenario.method.score.space == "features"
+    again = guard.mask_changes(scenario)
     claim = protect.claim_of_mask(scenario)
     receipts: dict[int, tuple[Receipt, ...]] = {}
     unsure = []
     for turn in turns:
-        receipts[turn.client.id] = ()
-        if "mask" in turn.state and not again:
-            continue
-        if claim is not None:
-            entry = turn.guard.entry("accept mask", len(proxy.x), "server", claim)
-            receipt = turn.guard.charge(entry)
-            if receipt is None:
-                del receipts[turn.client.id]
-                continue
-            receipts[turn.client.id] = (receipt,)
-        unsure.append(turn)
+        paid: tuple[Receipt, ...] = ()
+        if "mask" not in turn.state or again:
+            if claim is not None:
+                entry = turn.guard.entry("accept mask", len(proxy.x), "server", claim)
+                receipt = turn.guard.charge(entry)
+                if receipt is None:
+                    continue
+                paid = (receipt,)
+            unsure.append(turn)
+        receipts[turn.client.id] = paid
     if unsure:
         clients, models = [turn.client for turn in unsure], [turn.model for turn in unsure]
         for turn, mask in zip(unsure, steps.filter_pool(clients, models, proxy), strict=True):
@@ -212,19 +222,17 @@ def _masks(turns: Sequence[Turn], proxy: ProxySet) -> dict[int, tuple[Receipt, .
 
 def _sent(
     turn: Turn,
-    ids: NDArray[np.int32],
-    values: NDArray[np.float32],
-    claim: Claim | None,
+    answer: payload.Answer,
+    claim: Claim,
+    most: int | None,
     receipts: tuple[Receipt, ...],
 ) -> Sealed | None:
-    """A client's answers, charged and sealed; None if its budget does not bear them."""
-    client = turn.client
-    entry = turn.guard.entry("soft labels", len(ids), "server", claim or protect.NOTHING)
-    receipt = turn.guard.charge(entry)
+    """A client's answers, charged and sealed; None if it abstains."""
+    entry = turn.guard.entry("soft labels", len(answer.ids), "server", claim)
+    receipt = turn.guard.charge(entry, most)
     if receipt is None:
         return None
-    answer = payload.encode_answer(payload.Answer(client.id, client.round, ids, values))
-    return _seal(client, answer, receipt, *receipts)
+    return _seal(turn.client, payload.encode_answer(answer), receipt, *receipts)
 
 
 def _weights(turn: Turn) -> Sealed | None:

@@ -21,7 +21,7 @@ from fedkd.errors import FedkdError
 from fedkd.exchange.gate import needs_scores
 from fedkd.protection import Privacy
 from privacy import mechanisms, nfdp, private_filter, swing
-from privacy.accounting import from_dp_event
+from privacy.accounting import from_dp_event, least_gaussian
 from privacy.degrees import Origin
 from privacy.dpsgd_cost import (
     error_feedback_event,
@@ -36,7 +36,7 @@ from privacy.mechanisms import Cost
 from privacy.sensitivity import Neighbours, SoftLabels
 
 CLIENT = Protects("client", "replace")
-RECORD = Protects("record", "add-remove")
+RECORD = private_filter.RECORD
 OF: dict[Neighbours, Protects] = {
     "replace one client": CLIENT,
     "add or remove one client": Protects("client", "add-remove"),
@@ -54,6 +54,7 @@ class Claim(NamedTuple):
 
 
 NOTHING = Claim("none", "no mechanism")
+NO_ROWS = Claim("none", "no sample was answered")
 
 
 def claim_of_mask(scenario: Scenario) -> Claim | None:
@@ -69,7 +70,10 @@ def claim_of_mask(scenario: Scenario) -> Claim | None:
 def dp_sgd_of(
     row: protection.DpSgd, n_records: int, training: Training, delta: float
 ) -> protection.DpSgd:
-    """The row with its noise: calibrated once for the whole run, where it names an epsilon."""
+    """The row with its noise: calibrated once for the whole run, where it names an epsilon.
+
+    Guarantee: that epsilon at `delta` for a client that trains in `paid_rounds` rounds at most.
+    """
     if row.epsilon is None:
         return row
     noise = noise_multiplier(
@@ -85,7 +89,11 @@ def dp_sgd_of(
 
 
 def claim_of_training(row: protection.TrainingRow, n_records: int, phase: Phase) -> Claim:
-    """What one round of local training costs a record, whatever is asked of the model after it."""
+    """What one round of local training costs a record, whatever is asked of the model after it.
+
+    Args: row: with its noise, as `dp_sgd_of` gives it.
+    Guarantee: proved for DP-SGD with noise, and for it alone: one record added or removed.
+    """
     match row:
         case protection.DpSgd() if row.noise_multiplier > 0:
             plan = schedule(n_records, phase)
@@ -132,7 +140,10 @@ def answers(
     """What leaves for logits [m, classes]: float32 [m, classes], and what may be claimed of it.
 
     Not for the row `plain`, whose answers are those of the method's own release stage.
-    Raises: FedkdError for logits that are not finite.
+    Guarantee: where it is `proved`, for all data of the client replaced by others; the rows
+    `gaussian` and `laplace` keep their epsilon for `occasion.most_rows` rows. Of a single record
+    nothing is claimed here, since no bound is known for how far one moves logits.
+    Raises: FedkdError for logits that are not finite, or for Swing without degrees.
     """
     n_classes = logits.shape[1]
     match privacy.release:
@@ -183,13 +194,14 @@ def _calibrated(
     occasion: Occasion,
     n_classes: int,
 ) -> mechanisms.Noised:
-    """The noise that keeps all answers of the run within the row's epsilon."""
+    """The noise that keeps `most_rows` answers within the row's epsilon, as a ledger adds it up."""
     labels = SoftLabels(row.bound, occasion.temperature)
     noise: mechanisms.Noise
     if isinstance(row, protection.GaussianRelease):
         one = labels.sensitivity(2, "replace one client", n_classes)
         whole = one * occasion.most_rows**0.5
-        noise = mechanisms.Gaussian.calibrated(row.epsilon, occasion.delta, whole)
+        least = least_gaussian(row.epsilon, CLIENT, occasion.delta)
+        noise = mechanisms.Gaussian(least.noise_multiplier * whole)
     else:
         one = labels.sensitivity(1, "replace one client", n_classes)
         noise = mechanisms.Laplace.calibrated(row.epsilon, one * occasion.most_rows)

@@ -58,6 +58,10 @@ def world() -> Federation:
         contributed=[ids[:0]] * 3,
         public_x=texts(12, "pool").x,
         public_y=None,
+        public_strata=None,
+        canaries=(),
+        tokens=None,
+        seed=1,
     )
 
 
@@ -89,7 +93,12 @@ def grid(request: pytest.FixtureRequest) -> dict[str, Any]:
 def test_every_position_of_an_answered_record_is_answered(grid: dict[str, Any]) -> None:
     all_clients, models = clients(scenario(grid=grid))
     tokens = texts(12, "pool").x.long()
-    answers = steps.answer(all_clients, models, proxy(), masks())
+
+    def soften(place: int, records: Tensor, logits: Tensor) -> Tensor:
+        assert torch.equal(records, masks()[place].nonzero().squeeze(1))
+        return torch.softmax(logits, 1)
+
+    answers = steps.answer(all_clients, models, proxy(), masks(), soften)
     for (ids, values), model, mask in zip(answers, models, masks(), strict=True):
         wanted = [
             (record * L + place, torch.softmax(model(tokens[record : record + 1])[0, place], 0))
