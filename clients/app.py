@@ -232,7 +232,7 @@ def _sent(
     receipt = turn.guard.charge(entry, most)
     if receipt is None:
         return None
-    return _seal(turn.client, payload.encode_answer(answer), receipt, *receipts)
+    return _seal(turn.client, _packed(turn.client, answer), receipt, *receipts)
 
 
 def _weights(turn: Turn) -> Sealed | None:
@@ -245,6 +245,14 @@ def _weights(turn: Turn) -> Sealed | None:
     vector = parameters_to_vector(turn.model.parameters()).detach().cpu().numpy()
     weights = payload.encode_weights(vector, client.id, client.round, client.n_records)
     return _seal(client, weights, receipt)
+
+
+def _packed(client: Client, answer: payload.Answer) -> payload.Bytes:
+    """The answer as the method's release sends it."""
+    coding = client.scenario.method.release.coding
+    if coding is None:
+        return payload.encode_answer(answer)
+    return payload.encode_sparse_answer(answer, coding, client.draws("coding"))
 
 
 def _open(message: Message, context: Context, store_of: Stores) -> tuple[Client, ClientStore]:

@@ -58,7 +58,7 @@ def _check_release(scenario: Scenario) -> None:
             value=row.name,
             fix='privacy.training.name = "dp-sgd", or a method that exchanges soft labels',
         )
-    if method.release.name != "probabilities":
+    if not method.release.simplex:
         raise FedkdError(
             "privacy.release stands in for method.release, and makes probabilities",
             value=f"{method.release.name} with {row.name}",

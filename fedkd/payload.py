@@ -8,7 +8,7 @@ checks everything that it reads, and refuses with a `PayloadError` that says why
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 
 from fedkd.errors import PayloadError
 from fedkd.exchange.combine import Consensus
+from fedkd.sparse import TOLERANCE, Coding
 
 SCHEMA = 2
 """Raised whenever a reader of the older version would misread the newer."""
@@ -43,6 +44,29 @@ class Answer(NamedTuple):
     round: int
     ids: NDArray[np.int32]  # [m] ascending, unique proxy ids
     values: NDArray[np.float32]  # [m, classes]
+
+    def blocks(self) -> Iterator[Answer]:
+        """The answer itself."""
+        yield self
+
+
+class SparseAnswer(NamedTuple):
+    """One client's answers of one round as a coding of them was sent; checked."""
+
+    client: int
+    round: int
+    ids: NDArray[np.int32]  # [m] ascending, unique proxy ids
+    arrays: dict[str, Array]
+    coding: Coding
+    n_classes: int
+
+    def blocks(self) -> Iterator[Answer]:
+        """The answers with dense rows, a few at a time: all of a vocabulary's take too much."""
+        start = 0
+        for values in self.coding.decode(self.arrays, self.n_classes):
+            ids = self.ids[start : start + len(values)]
+            yield Answer(self.client, self.round, ids, values)
+            start += len(values)
 
 
 class Pool(NamedTuple):
@@ -108,17 +132,42 @@ def decode_answer(
     """
     arrays, header = _decode(data, "answer", {"ids": "int32", "values": "float32"})
     answer = Answer(_whole(header, "client"), _whole(header, "round"), **arrays)
-    if answer.client != client:
-        raise PayloadError("answer in another client's name", value=answer.client)
-    if answer.round != round_:
-        raise PayloadError("answer of another round", value=answer.round, allowed=str(round_))
+    _from(answer, client, round_)
     _rows(answer.ids, answer.values, n_samples, n_classes)
     if simplex and len(answer.values):
         ones = np.ones(n_classes, np.float32)  # a product sums short rows 20 times as fast
         off = float(np.abs(answer.values @ ones - 1).max())
         low = float(answer.values.min())
-        if off > 1e-3 or low < 0:
+        if off > TOLERANCE or low < 0:
             raise PayloadError("a row is not a distribution", value=(low, off))
+    return answer
+
+
+def encode_sparse_answer(answer: Answer, coding: Coding, draws: np.random.Generator) -> Bytes:
+    """One client's answers as bytes, their rows by `coding`.
+
+    Raises: FedkdError for a row that is not a distribution.
+    """
+    arrays = {"ids": answer.ids, **coding.encode(answer.values, draws)}
+    return _encode(coding.kind, arrays, client=answer.client, round=answer.round)
+
+
+def decode_sparse_answer(
+    data: Bytes, *, client: int, round_: int, n_samples: int, n_classes: int, coding: Coding
+) -> SparseAnswer:
+    """The answers of `client` in `round_`, all of them checked before any dense row is made.
+
+    Raises: PayloadError as `decode_answer`, and for arrays that break the coding's contract.
+    """
+    spec = {"ids": "int32", **coding.types(n_classes)}
+    arrays, header = _decode(data, coding.kind, spec)
+    ids = arrays.pop("ids")
+    answer = SparseAnswer(
+        _whole(header, "client"), _whole(header, "round"), ids, arrays, coding, n_classes
+    )
+    _from(answer, client, round_)
+    _ids(ids, n_samples)
+    coding.check(arrays, len(ids), n_classes)
     return answer
 
 
@@ -194,16 +243,27 @@ def _decode(
     return arrays, header
 
 
+def _from(answer: Answer | SparseAnswer, client: int, round_: int) -> None:
+    if answer.client != client:
+        raise PayloadError("answer in another client's name", value=answer.client)
+    if answer.round != round_:
+        raise PayloadError("answer of another round", value=answer.round, allowed=str(round_))
+
+
 def _rows(ids: Array, values: Array, n_samples: int, n_classes: int) -> None:
-    _require(ids.ndim == 1, "ids are not [m]")
+    _ids(ids, n_samples)
     _require(
         values.shape == (len(ids), n_classes),
         f"values are {list(values.shape)}, not [{len(ids)}, {n_classes}]",
     )
+    _finite(values, "values")
+
+
+def _ids(ids: Array, n_samples: int) -> None:
+    _require(ids.ndim == 1, "ids are not [m]")
     if len(ids):
         _require(int(ids.min()) >= 0 and int(ids.max()) < n_samples, "an id is out of range")
         _require(bool((np.diff(ids) > 0).all()), "ids are repeated or not ascending")
-    _finite(values, "values")
 
 
 def _whole(header: Mapping[str, Any], key: str) -> int:

@@ -96,7 +96,7 @@ class SoftLabels:
         self._world = job.world
         self._n_samples = len(roster.pool.x) * roster.positions
         self._rule = job.scenario.method.combine
-        self._simplex = job.scenario.method.release.name == "probabilities"
+        self._release = job.scenario.method.release
         self._votes = self._rule.start(self._n_samples, roster.n_classes)
         self._consensus = self._rule.finish(self._votes)
 
@@ -109,15 +109,9 @@ class SoftLabels:
         """Check the answers, add them to the votes, and measure the client's filter."""
         if data is None:
             raise PayloadError("no answers in the reply")
-        answer = payload.decode_answer(
-            data,
-            client=client,
-            round_=round_,
-            n_samples=self._n_samples,
-            n_classes=self._roster.n_classes,
-            simplex=self._simplex,
-        )
-        self._rule.add(self._votes, answer.ids, answer.values)
+        answer = self._checked(round_, client, data)
+        for block in answer.blocks():
+            self._rule.add(self._votes, block.ids, block.values)
         if self._roster.truth is None:
             return {"accepted": len(answer.ids) / self._n_samples}
         _, strata = self._roster.truth
@@ -125,6 +119,18 @@ class SoftLabels:
         if self._roster.positions > 1:
             records = np.unique(records // self._roster.positions)
         return measures.filter_quality(records, strata, self._world.counts(client))
+
+    def _checked(
+        self, round_: int, client: int, data: payload.Bytes
+    ) -> payload.Answer | payload.SparseAnswer:
+        sizes = {"n_samples": self._n_samples, "n_classes": self._roster.n_classes}
+        if self._release.coding is None:
+            return payload.decode_answer(
+                data, client=client, round_=round_, simplex=self._release.simplex, **sizes
+            )
+        return payload.decode_sparse_answer(
+            data, client=client, round_=round_, coding=self._release.coding, **sizes
+        )
 
     def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
         """The consensus; nothing if no sample was answered by anyone."""

@@ -14,6 +14,7 @@ from clients.store import MemoryStore
 from fedkd import payload
 from fedkd.errors import FedkdError
 from fedkd.exchange.combine import Consensus
+from fedkd.sparse import Largest
 from scenarios.grids import inline
 from server.app import make_app as make_server
 from server.events import Event
@@ -134,6 +135,61 @@ def test_a_refused_answer_leaves_no_trace_in_the_consensus() -> None:
         ]
 
     assert outcome(play(with_answer(half))) == outcome(play(silent))
+
+
+def test_a_sparse_answer_that_is_malformed_is_refused_before_any_row_is_added() -> None:
+    """The last row breaks the contract; a dense answer is not what this method sends."""
+    top_k = {"name": "edgefd", "release": {"name": "top-k", "k": 3}}
+
+    def reading(lie: Callable[[payload.SparseAnswer], payload.Bytes]) -> list[Event]:
+        def replace(message: Message, reply: Message) -> Message:
+            answer = payload.decode_sparse_answer(
+                reply.content.array_records["payload"]["bytes"].numpy(),
+                client=LIAR,
+                round_=int(message.content.config_records["config"]["round"]),
+                n_samples=10**6,
+                n_classes=10,
+                coding=Largest(3),
+            )
+            reply.content["payload"] = ArrayRecord({"bytes": Array(lie(answer))})
+            return reply
+
+        return play(replace, method=top_k)
+
+    def last_row_raised(answer: payload.SparseAnswer) -> payload.Bytes:
+        (dense,) = answer.blocks()
+        data = payload.encode_sparse_answer(dense, Largest(3), np.random.default_rng(0)).copy()
+        values = answer.arrays["values"]
+        raised = values.copy()
+        raised[-1] += 1
+        forged = data.tobytes().replace(values.tobytes(), raised.tobytes())
+        assert forged != data.tobytes()
+        return np.frombuffer(forged, np.uint8)
+
+    def densely(answer: payload.SparseAnswer) -> payload.Bytes:
+        (dense,) = answer.blocks()
+        return payload.encode_answer(dense)
+
+    def silent(message: Message, reply: Message) -> Message:
+        del reply.content["payload"]
+        return reply
+
+    def of(kind: str, events: list[Event]) -> list[Event]:
+        times = ("seconds", "bytes_up")
+        return [
+            {k: v for k, v in event.items() if k not in times}
+            for event in events
+            if event["event"] == kind
+        ]
+
+    without = of("round", play(silent, method=top_k))
+    for lie, reason in (
+        (last_row_raised, "a row is not a distribution"),
+        (densely, "wrong kind of message; got 'answer'; allowed: top-k-answer"),
+    ):
+        events = reading(lie)
+        assert [reason in event["reason"] for event in of("refused", events)] == [True, True]
+        assert of("round", events) == without
 
 
 def test_a_client_that_crashes_is_left_out() -> None:
