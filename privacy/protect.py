@@ -129,7 +129,7 @@ class Occasion:
 
 
 def most_rows(scenario: Scenario, n_samples: int) -> int:
-    """Soft labels of one client in a whole run, at the most that its noise is calibrated for."""
+    """Rows of one client in a whole run, at so many a round: what its noise is calibrated for."""
     training = scenario.training
     return n_samples * paid_rounds(training.rounds, training.participation)
 
