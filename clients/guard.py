@@ -235,16 +235,19 @@ def public_degrees(proxy: ProxySet, row: protection.Swing, tokens: Tokens | None
     assert tokens is not None  # a scenario of images has no such degree
     ids = proxy.x.flatten(1).cpu()
     spans = [(t, t + 1) for t in range(proxy.positions)]
-    offsets = [spans] * len(ids)
+    found = torch.zeros(ids.shape, dtype=torch.float64)
     if row.degree == "patterns":
         texts = [_characters(record.numpy(), tokens) for record in ids]
-        found = degrees.Patterns().degree(Evidence(texts=texts, offsets=offsets))
+        evidence = Evidence(texts=texts, offsets=[spans] * len(ids))
+        found = degrees.Patterns().degree(evidence).view(ids.shape)
     else:
-        ngrams = NGrams(ids.tolist(), vocabulary=VOCABULARY[tokens])
-        evidence = Evidence(ngrams=ngrams, tokens=ids.flatten(), offsets=offsets)
-        found = degrees.Rarity().degree(evidence)
-    of_token = found.view(ids.shape)
-    return torch.cat([of_token[:, 1:], of_token[:, -1:]], dim=1).flatten()
+        # By the other half of the records: to n-grams of its own record, no secret is a surprise.
+        for half in (0, 1):
+            ngrams = NGrams(ids[1 - half :: 2].tolist(), vocabulary=VOCABULARY[tokens])
+            mine = ids[half::2]
+            evidence = Evidence(ngrams=ngrams, tokens=mine.flatten(), offsets=[spans] * len(mine))
+            found[half::2] = degrees.Rarity().degree(evidence).view(mine.shape)
+    return torch.cat([found[:, 1:], found[:, -1:]], dim=1).flatten()
 
 
 def _characters(ids: NDArray[np.int64], tokens: Tokens) -> str:
