@@ -194,6 +194,7 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
         values, claims[client.id] = guard.told(client, proxy, records, logits)
         return values
 
+    most = guard.most_told(turns[0].client, proxy)
     answers = steps.answer(
         [turn.client for turn in turns],
         [turn.model for turn in turns],
@@ -205,10 +206,10 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
     for turn, (ids, values) in zip(turns, answers, strict=True):
         client = turn.client
         claim = guard.claim_of_answers(
-            client, claims.get(client.id, protect.NOTHING), proxy.n_samples
+            client, claims.get(client.id, protect.NO_ROWS), proxy.n_samples
         )
         entry = turn.guard.entry("soft labels", len(ids), guard.readers(client), claim)
-        receipt = turn.guard.charge(entry)
+        receipt = turn.guard.charge(entry, most)
         if receipt is None:
             continue
         if cohort is None:
@@ -232,26 +233,28 @@ def _summed(turns: Sequence[Turn]) -> tuple[Cohort | None, Sequence[Turn]]:
 
 
 def _masks(turns: Sequence[Turn], proxy: ProxySet) -> dict[int, tuple[Receipt, ...]]:
-    """See that each state has its mask, charged if it is new; who cannot pay for it is left out."""
+    """See that each state has its mask, charged if it is new; who cannot pay for it is left out.
+
+    Returns: for each client that has one, the receipts that its answers need beside their own.
+    """
     scenario = turns[0].client.scenario
-    again = scenario.method.score.space == "features"
+    again = guard.mask_changes(scenario)
     claim = protect.claim_of_mask(scenario)
     receipts: dict[int, tuple[Receipt, ...]] = {}
     unsure = []
     for turn in turns:
-        receipts[turn.client.id] = ()
-        if "mask" in turn.state and not again:
-            continue
-        if claim is not None:
-            seen_by = guard.readers_of_mask(turn.client)
-            entry = turn.guard.entry("accept mask", len(proxy.x), seen_by, claim)
-            receipt = turn.guard.charge(entry)
-            if receipt is None:
-                del receipts[turn.client.id]
-                continue
-            if seen_by != "no one":
-                receipts[turn.client.id] = (receipt,)
-        unsure.append(turn)
+        paid: tuple[Receipt, ...] = ()
+        if "mask" not in turn.state or again:
+            if claim is not None:
+                seen_by = guard.readers_of_mask(turn.client)
+                entry = turn.guard.entry("accept mask", len(proxy.x), seen_by, claim)
+                receipt = turn.guard.charge(entry)
+                if receipt is None:
+                    continue
+                if seen_by != "no one":
+                    paid = (receipt,)
+            unsure.append(turn)
+        receipts[turn.client.id] = paid
     if unsure:
         clients, models = [turn.client for turn in unsure], [turn.model for turn in unsure]
         for turn, mask in zip(unsure, steps.filter_pool(clients, models, proxy), strict=True):

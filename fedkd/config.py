@@ -17,6 +17,7 @@ from pydantic import Field, NonNegativeInt, ValidationError, field_validator, mo
 
 from fedkd.config_errors import explain
 from fedkd.config_overrides import apply
+from fedkd.config_privacy import check_privacy
 from fedkd.data.canaries import Canaries
 from fedkd.data.federation import Federation, build
 from fedkd.data.partition import Iid, Natural, Partition, Strong, Virtual
@@ -206,6 +207,7 @@ class Scenario(Section):
                 value=(release.temperature, distill.temperature),
                 fix="set method.release.temperature and method.distill.temperature to the same",
             )
+        check_privacy(self)
         return self
 
     @property

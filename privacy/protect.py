@@ -26,7 +26,7 @@ from fedkd.exchange.combine import Consensus
 from fedkd.exchange.gate import needs_scores
 from fedkd.protection import Privacy
 from privacy import mechanisms, nfdp, private_filter, swing
-from privacy.accounting import from_dp_event, quiet
+from privacy.accounting import from_dp_event, least_gaussian, quiet
 from privacy.degrees import Origin
 from privacy.dpsgd_cost import (
     error_feedback_event,
@@ -42,7 +42,7 @@ from privacy.mechanisms import Cost
 from privacy.sensitivity import Neighbours, SoftLabels, project
 
 CLIENT = Protects("client", "replace")
-RECORD = Protects("record", "add-remove")
+RECORD = private_filter.RECORD
 OF: dict[Neighbours, Protects] = {
     "replace one client": CLIENT,
     "add or remove one client": Protects("client", "add-remove"),
@@ -60,6 +60,7 @@ class Claim(NamedTuple):
 
 
 NOTHING = Claim("none", "no mechanism")
+NO_ROWS = Claim("none", "no sample was answered")
 
 
 def claim_of_mask(scenario: Scenario) -> Claim | None:
@@ -75,7 +76,10 @@ def claim_of_mask(scenario: Scenario) -> Claim | None:
 def dp_sgd_of(
     row: protection.DpSgd, n_records: int, training: Training, delta: float
 ) -> protection.DpSgd:
-    """The row with its noise: calibrated once for the whole run, where it names an epsilon."""
+    """The row with its noise: calibrated once for the whole run, where it names an epsilon.
+
+    Guarantee: that epsilon at `delta` for a client that trains in `paid_rounds` rounds at most.
+    """
     if row.epsilon is None:
         return row
     with quiet():
@@ -92,7 +96,11 @@ def dp_sgd_of(
 
 
 def claim_of_training(row: protection.TrainingRow, n_records: int, phase: Phase) -> Claim:
-    """What one round of local training costs a record, whatever is asked of the model after it."""
+    """What one round of local training costs a record, whatever is asked of the model after it.
+
+    Args: row: with its noise, as `dp_sgd_of` gives it.
+    Guarantee: proved for DP-SGD with noise, and for it alone: one record added or removed.
+    """
     match row:
         case protection.DpSgd() if row.noise_multiplier > 0:
             plan = schedule(n_records, phase)
@@ -128,7 +136,7 @@ class Occasion:
 
 
 def most_rows(scenario: Scenario, n_samples: int) -> int:
-    """Soft labels of one client in a whole run, at the most that its noise is calibrated for."""
+    """Rows of one client in a whole run, at so many a round: what its noise is calibrated for."""
     training = scenario.training
     return n_samples * paid_rounds(training.rounds, training.participation)
 
@@ -139,7 +147,10 @@ def answers(
     """What leaves for logits [m, classes]: float32 [m, classes], and what may be claimed of it.
 
     Not for the row `plain`, whose answers are those of the method's own release stage.
-    Raises: FedkdError for logits that are not finite.
+    Guarantee: where it is `proved`, for all data of the client replaced by others; the rows
+    `gaussian` and `laplace` keep their epsilon for `occasion.most_rows` rows. Of a single record
+    nothing is claimed here, since no bound is known for how far one moves logits.
+    Raises: FedkdError for logits that are not finite, or for Swing without degrees.
     """
     n_classes = logits.shape[1]
     match privacy.release:
@@ -221,13 +232,14 @@ def _calibrated(
     occasion: Occasion,
     n_classes: int,
 ) -> mechanisms.Noised:
-    """The noise that keeps all answers of the run within the row's epsilon."""
+    """The noise that keeps `most_rows` answers within the row's epsilon, as a ledger adds it up."""
     labels = SoftLabels(row.bound, occasion.temperature)
     noise: mechanisms.Noise
     if isinstance(row, protection.GaussianRelease):
         one = labels.sensitivity(2, "replace one client", n_classes)
         whole = one * occasion.most_rows**0.5
-        noise = mechanisms.Gaussian.calibrated(row.epsilon, occasion.delta, whole)
+        least = least_gaussian(row.epsilon, CLIENT, occasion.delta)
+        noise = mechanisms.Gaussian(least.noise_multiplier * whole)
     else:
         one = labels.sensitivity(1, "replace one client", n_classes)
         noise = mechanisms.Laplace.calibrated(row.epsilon, one * occasion.most_rows)

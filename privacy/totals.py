@@ -119,7 +119,8 @@ def _events(entries: Iterable[Release], protects: Protects) -> list[Event]:
 def _bare(entries: tuple[Release, ...], protects: Protects) -> tuple[Release, ...]:
     """What left without a proof for `protects`, sorted.
 
-    An entry is covered by events of its own, or if all that it is derived from is covered. Raw
+    An entry is covered by events of its own, or if all that it is derived from is covered. One of
+    no rows let nothing leave: which samples a client answers is the accept mask's entry. Raw
     samples do not touch the other records of their client, so they are not bare for `record`.
     """
     uncovered: set[What] = set()
@@ -133,7 +134,7 @@ def _bare(entries: tuple[Release, ...], protects: Protects) -> tuple[Release, ..
 
 
 def _covered(entry: Release, protects: Protects, uncovered: set[What]) -> bool:
-    if entry.what == "raw samples" and (entry.rows == 0 or protects.unit == "record"):
+    if entry.rows == 0 or (entry.what == "raw samples" and protects.unit == "record"):
         return True
     if any(event.protects == protects for event in entry.events):
         return True
