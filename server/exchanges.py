@@ -6,6 +6,7 @@ Each kind says what goes down with `train`, takes what comes up, and says what g
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,10 +15,12 @@ from numpy.typing import NDArray
 
 from fedkd import payload
 from fedkd.errors import FedkdError, PayloadError
-from fedkd.exchange.combine import Consensus, WeightAverage
+from fedkd.exchange.combine import Consensus, Mean, WeightAverage
 from fedkd.models.zoo import build
+from fedkd.protection import PlainServer
 from fedkd.rng import torch_stream
 from server import measures
+from server.hearing import Hearing, Sizes
 from server.setup import Job, Roster
 
 Arrays = dict[str, NDArray[Any]]
@@ -35,6 +38,13 @@ class Exchange(Protocol):
         Raises: PayloadError if the reply breaks the contract; it is then as if it never came.
         """
 
+    @property
+    def sums(self) -> Sizes | None:
+        """What a worker must know to add answers up itself; None if each one is needed here."""
+
+    def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
+        """Take the sum of some clients' answers; return the clients. Raises: PayloadError."""
+
     def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
         """What every participant gets with `evaluate`, and what to log about it."""
 
@@ -45,7 +55,17 @@ class Exchange(Protocol):
         """Go back to a checkpoint."""
 
 
-class Nothing:
+class _Single:
+    """An exchange whose replies are heard one by one."""
+
+    sums: Sizes | None = None
+
+    def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
+        """Nobody was asked for one."""
+        raise PayloadError("a sum of answers that nobody asked for")
+
+
+class Nothing(_Single):
     """Clients learn alone."""
 
     def ask(self, round_: int) -> payload.Bytes | None:
@@ -92,55 +112,47 @@ class SoftLabels:
 
     def __init__(self, job: Job, roster: Roster) -> None:
         assert roster.pool is not None  # every method of this exchange uses a pool
-        self._roster = roster
-        self._world = job.world
-        self._n_samples = len(roster.pool.x) * roster.positions
+        self._truth = roster.truth
+        self._scenario = job.scenario
+        self._sizes = Sizes(
+            len(roster.pool.x) * roster.positions, roster.n_classes, roster.positions
+        )
+        strata = None if roster.truth is None else roster.truth[1]
+        self._start = partial(Hearing, job.scenario.method, self._sizes, job.world, strata)
+        self._hearing = self._start()
         self._rule = job.scenario.method.combine
-        self._release = job.scenario.method.release
-        self._votes = self._rule.start(self._n_samples, roster.n_classes)
-        self._consensus = self._rule.finish(self._votes)
+        self._consensus = self._rule.finish(self._hearing.votes)
 
     def ask(self, round_: int) -> payload.Bytes | None:
         """Nothing: the scenario says it all. Last round's votes are cleared."""
-        self._votes = self._rule.start(self._n_samples, self._roster.n_classes)
+        self._hearing = self._start()
         return None
 
     def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
         """Check the answers, add them to the votes, and measure the client's filter."""
-        if data is None:
-            raise PayloadError("no answers in the reply")
-        answer = self._checked(round_, client, data)
-        for block in answer.blocks():
-            self._rule.add(self._votes, block.ids, block.values)
-        if self._roster.truth is None:
-            return {"accepted": len(answer.ids) / self._n_samples}
-        _, strata = self._roster.truth
-        records = answer.ids
-        if self._roster.positions > 1:
-            records = np.unique(records // self._roster.positions)
-        return measures.filter_quality(records, strata, self._world.counts(client))
+        return self._hearing.hear(round_, client, data)
 
-    def _checked(
-        self, round_: int, client: int, data: payload.Bytes
-    ) -> payload.Answer | payload.SparseAnswer:
-        sizes = {"n_samples": self._n_samples, "n_classes": self._roster.n_classes}
-        if self._release.coding is None:
-            return payload.decode_answer(
-                data, client=client, round_=round_, simplex=self._release.simplex, **sizes
-            )
-        return payload.decode_sparse_answer(
-            data, client=client, round_=round_, coding=self._release.coding, **sizes
-        )
+    @property
+    def sums(self) -> Sizes | None:
+        """The sizes where the rule needs the sum alone, and the sum has the same bits in any
+        grouping: logits have no bound, so theirs might not."""
+        adds_up = isinstance(self._rule, Mean) and self._scenario.method.release.simplex
+        plain = isinstance(self._scenario.privacy.server, PlainServer)
+        return self._sizes if adds_up and plain else None
+
+    def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
+        """Check the sum and add it to the votes."""
+        return self._hearing.hear_sum(round_, data)
 
     def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
         """The consensus; nothing if no sample was answered by anyone."""
-        self._consensus = self._rule.finish(self._votes)
+        self._consensus = self._rule.finish(self._hearing.votes)
         kept = len(self._consensus.ids)
-        said: dict[str, Any] = {"kept": kept / self._n_samples}
+        said: dict[str, Any] = {"kept": kept / self._sizes.n_samples}
         if kept == 0:
             return None, {**said, "note": "no client accepted any proxy sample: no consensus"}
-        if self._roster.truth is not None:
-            labels, _ = self._roster.truth
+        if self._truth is not None:
+            labels, _ = self._truth
             said["consensus_accuracy"] = measures.consensus_accuracy(self._consensus, labels)
         return payload.encode_consensus(self._consensus, round_), said
 
@@ -153,7 +165,7 @@ class SoftLabels:
         self._consensus = Consensus(arrays["ids"], arrays["values"])
 
 
-class Weights:
+class Weights(_Single):
     """Model weights up, their average down: FedAvg."""
 
     def __init__(self, job: Job, roster: Roster) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from fedkd import payload
 from fedkd.errors import FedkdError, PayloadError
 from fedkd.rng import stream
-from server import checkpoint, measures
+from server import checkpoint, condense, measures
 from server.calls import Reply, ask
 from server.checkpoint import Checkpoint
 from server.events import EventLog
@@ -71,14 +70,26 @@ def play(
 
     question = exchange.ask(round_)
     content = job.content(round_, roster.digest, question)
+    sizes = exchange.sums if getattr(grid, "condenses", False) else None
+    if sizes is not None:
+        condense.ask(content, sizes)
+    summed: set[int] = set()
     for reply in ask(grid, nodes, content, "train", timeout_s):
-        data = _payload(reply)
-        up += len(data) if data is not None else 0
+        data = condense.payload_of(reply.content)
+        found = condense.heard(reply.content) if sizes is not None else None
+        n_bytes = found[condense.BYTES] if found else len(data) if data is not None else 0
+        up += n_bytes
         down += len(question) if question is not None else 0
-        reports[reply.client]["bytes_up"] = len(data) if data is not None else 0
+        reports[reply.client]["bytes_up"] = n_bytes
         try:
             reports[reply.client] |= _metrics(reply)
-            if "abstained" not in reports[reply.client]:
+            if found is not None:
+                if data is not None:
+                    summed.update(exchange.hear_sum(round_, data))
+                if reply.client not in summed:
+                    raise PayloadError("its answer is in a sum that was not taken")
+                reports[reply.client] |= found
+            elif "abstained" not in reports[reply.client]:
                 reports[reply.client] |= exchange.hear(round_, reply.client, data)
         except PayloadError as error:
             refuse("train", reply.client, str(error))
@@ -121,12 +132,6 @@ def participants(job: Job, roster: Roster, round_: int) -> list[int]:
     n_taking_part = max(1, round(job.scenario.training.participation * len(clients)))
     draws = stream(job.seed, "server", round_, purpose="participants")
     return sorted(clients[i] for i in draws.choice(len(clients), n_taking_part, replace=False))
-
-
-def _payload(reply: Reply) -> payload.Bytes | None:
-    if reply.content is None or "payload" not in reply.content:
-        return None
-    return reply.content.array_records["payload"]["bytes"].numpy()
 
 
 def _metrics(reply: Reply) -> Report:
