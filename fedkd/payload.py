@@ -221,10 +221,15 @@ def decode_partial(data: Bytes, *, round_: int, n_samples: int, n_classes: int) 
             f"a sample does not have 1 to {len(clients)} voters",
         )
         _require(bool((total == np.rint(total)).all()), "a total is no whole number of steps")
-        mass = total @ np.ones(n_classes) / (voters * GRID)
-        off = float(np.abs(mass - 1).max())
+        low, high = float(total.min()), float(total.max())
         # Each answer's rows are off by their own tolerance, and by half a step a class.
-        if off > TOLERANCE + n_classes / GRID or float(total.min()) < 0:
+        tolerance = TOLERANCE + n_classes / GRID
+        _require(
+            low >= 0 and high <= (1 + tolerance) * len(clients) * GRID,
+            "a row is not a sum of distributions",
+        )
+        off = float(np.abs(total @ np.ones(n_classes) / (voters * GRID) - 1).max())
+        if off > tolerance:
             raise PayloadError("a row is not a sum of distributions", value=off)
     return Partial(round_, clients, ids, Votes(total, voters))
 
