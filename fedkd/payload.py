@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from fedkd.errors import PayloadError
-from fedkd.exchange.combine import Consensus
+from fedkd.exchange.combine import GRID, Consensus, Votes
 from fedkd.sparse import TOLERANCE, Coding
 
 SCHEMA = 2
@@ -69,6 +69,15 @@ class SparseAnswer(NamedTuple):
             ids = self.ids[start : start + len(values)]
             yield Answer(self.client, self.round, ids, values)
             start += len(values)
+
+
+class Partial(NamedTuple):
+    """The votes of some clients in one round, about the samples that any of them answered."""
+
+    round: int
+    clients: NDArray[np.int32]  # [k] ascending: whose answers are in it, each once
+    ids: NDArray[np.int32]  # [m] ascending, unique proxy ids
+    votes: Votes  # total [m, classes] float64, or float32 where that is exact; voters [m]
 
 
 class Pool(NamedTuple):
@@ -171,6 +180,60 @@ def decode_sparse_answer(
     _ids(ids, n_samples)
     coding.check(arrays, len(ids), n_classes)
     return answer
+
+
+def encode_partial(partial: Partial) -> Bytes:
+    """A partial sum as bytes; a total that float32 can say exactly takes half of them."""
+    total = partial.votes.total
+    narrow = total.astype(np.float32)
+    arrays = {
+        "clients": partial.clients,
+        "ids": partial.ids,
+        "total": narrow if np.array_equal(narrow, total) else total,
+        "voters": partial.votes.voters,
+    }
+    return _encode("partial", arrays, round=partial.round)
+
+
+def decode_partial(data: Bytes, *, round_: int, n_samples: int, n_classes: int) -> Partial:
+    """A partial sum of answers whose rows are distributions.
+
+    Raises: PayloadError for another round, clients or ids that are repeated or not ascending, ids
+        out of range, a wrong shape, a total that is not finite or no whole number of steps, more
+        voters than clients, or rows that are not the sum of as many distributions.
+    """
+    arrays, header = _decode(
+        data,
+        "partial",
+        {"clients": "int32", "ids": "int32", "total": "float32 float64", "voters": "int32"},
+    )
+    clients, ids, total, voters = (arrays[k] for k in ("clients", "ids", "total", "voters"))
+    if _whole(header, "round") != round_:
+        raise PayloadError("sum of another round", value=header["round"], allowed=str(round_))
+    _require(clients.ndim == 1 and len(clients) > 0, "clients are not [k], or there are none")
+    _require(
+        bool((clients >= 0).all() and (np.diff(clients) > 0).all()),
+        "clients are negative, repeated or not ascending",
+    )
+    _rows(ids, total, n_samples, n_classes)
+    _require(voters.shape == ids.shape, f"voters are {list(voters.shape)}, not [{len(ids)}]")
+    if len(ids):
+        _require(
+            int(voters.min()) >= 1 and int(voters.max()) <= len(clients),
+            f"a sample does not have 1 to {len(clients)} voters",
+        )
+        _require(bool((total == np.rint(total)).all()), "a total is no whole number of steps")
+        low, high = float(total.min()), float(total.max())
+        # Each answer's rows are off by their own tolerance, and by half a step a class.
+        tolerance = TOLERANCE + n_classes / GRID
+        _require(
+            low >= 0 and high <= (1 + tolerance) * len(clients) * GRID,
+            "a row is not a sum of distributions",
+        )
+        off = float(np.abs(total @ np.ones(n_classes) / (voters * GRID) - 1).max())
+        if off > tolerance:
+            raise PayloadError("a row is not a sum of distributions", value=off)
+    return Partial(round_, clients, ids, Votes(total, voters))
 
 
 def encode_consensus(consensus: Consensus, round_: int) -> Bytes:

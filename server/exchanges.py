@@ -6,6 +6,7 @@ Each kind says what goes down with `train`, takes what comes up, and says what g
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,14 +15,15 @@ from numpy.typing import NDArray
 
 from fedkd import payload
 from fedkd.errors import FedkdError, PayloadError
-from fedkd.exchange.combine import GRID, Consensus, WeightAverage
+from fedkd.exchange.combine import GRID, Consensus, Mean, WeightAverage
 from fedkd.models.zoo import build
-from fedkd.protection import GnMax, SecureAggregation
+from fedkd.protection import GnMax, PlainServer, SecureAggregation
 from fedkd.rng import torch_stream
 from privacy import protect
 from privacy.ledger import Ledger, Release
 from server import measures
 from server.calls import Talk
+from server.hearing import Hearing, Single, Sizes
 from server.secure import SecureSum
 from server.setup import Job, Roster
 
@@ -44,6 +46,13 @@ class Exchange(Protocol):
         Raises: PayloadError if the reply breaks the contract; it is then as if it never came.
         """
 
+    @property
+    def sums(self) -> Sizes | None:
+        """What a worker must know to add answers up itself; None if each one is needed here."""
+
+    def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
+        """Take the sum of some clients' answers; return the clients. Raises: PayloadError."""
+
     def tell(self, round_: int, talk: Talk) -> Told:
         """What every participant gets with `evaluate`, and what to log about it."""
 
@@ -54,7 +63,7 @@ class Exchange(Protocol):
         """Go back to a checkpoint."""
 
 
-class Nothing:
+class Nothing(Single):
     """Clients learn alone."""
 
     def ask(self, round_: int, talk: Talk) -> payload.Bytes | None:
@@ -101,60 +110,51 @@ class SoftLabels:
 
     def __init__(self, job: Job, roster: Roster, ledger: Ledger) -> None:
         assert roster.pool is not None  # every method of this exchange uses a pool
-        self._roster = roster
+        self._truth = roster.truth
         self._ledger = ledger
-        self._privacy = job.scenario.privacy
+        self._scenario = job.scenario
         self._seed = job.seed
-        self._world = job.world
-        self._n_samples = len(roster.pool.x) * roster.positions
+        self._sizes = Sizes(
+            len(roster.pool.x) * roster.positions, roster.n_classes, roster.positions
+        )
+        strata = None if roster.truth is None else roster.truth[1]
+        self._start = partial(Hearing, job.scenario.method, self._sizes, job.world, strata)
+        self._hearing = self._start()
         self._rule = job.scenario.method.combine
-        self._release = job.scenario.method.release
-        self._votes = self._rule.start(self._n_samples, roster.n_classes)
-        self._consensus = self._rule.finish(self._votes)
+        self._consensus = self._rule.finish(self._hearing.votes)
 
     def ask(self, round_: int, talk: Talk) -> payload.Bytes | None:
         """Nothing: the scenario says it all. Last round's votes are cleared."""
-        self._votes = self._rule.start(self._n_samples, self._roster.n_classes)
+        self._hearing = self._start()
         return None
 
     def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
         """Check the answers, add them to the votes, and measure the client's filter."""
-        if data is None:
-            raise PayloadError("no answers in the reply")
-        answer = self._checked(round_, client, data)
-        for block in answer.blocks():
-            self._rule.add(self._votes, block.ids, block.values)
-        if self._roster.truth is None:
-            return {"accepted": len(answer.ids) / self._n_samples}
-        _, strata = self._roster.truth
-        records = answer.ids
-        if self._roster.positions > 1:
-            records = np.unique(records // self._roster.positions)
-        return measures.filter_quality(records, strata, self._world.counts(client))
+        return self._hearing.hear(round_, client, data)
 
-    def _checked(
-        self, round_: int, client: int, data: payload.Bytes
-    ) -> payload.Answer | payload.SparseAnswer:
-        sizes = {"n_samples": self._n_samples, "n_classes": self._roster.n_classes}
-        if self._release.coding is None:
-            return payload.decode_answer(
-                data, client=client, round_=round_, simplex=self._release.simplex, **sizes
-            )
-        return payload.decode_sparse_answer(
-            data, client=client, round_=round_, coding=self._release.coding, **sizes
-        )
+    @property
+    def sums(self) -> Sizes | None:
+        """The sizes where the rule needs the sum alone, and the sum has the same bits in any
+        grouping: logits have no bound, so theirs might not."""
+        adds_up = isinstance(self._rule, Mean) and self._scenario.method.release.simplex
+        plain = isinstance(self._scenario.privacy.server, PlainServer)
+        return self._sizes if adds_up and plain else None
+
+    def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
+        """Check the sum and add it to the votes."""
+        return self._hearing.hear_sum(round_, data)
 
     def tell(self, round_: int, talk: Talk) -> Told:
         """The consensus; nothing if no sample was answered by anyone, or none clearly enough."""
-        server = self._privacy.server
-        if isinstance(server, GnMax):
-            self._consensus = self._clear(server, round_)
+        privacy = self._scenario.privacy
+        if isinstance(privacy.server, GnMax):
+            self._consensus = self._clear(privacy.server, round_)
             silence = "the votes on no proxy sample were clear: no consensus"
         else:
-            mean = self._rule.finish(self._votes)
-            self._consensus = protect.consensus_of(self._privacy, mean)
+            mean = self._rule.finish(self._hearing.votes)
+            self._consensus = protect.consensus_of(privacy, mean)
             silence = "no client accepted any proxy sample: no consensus"
-        said = measures.of_consensus(self._consensus, self._n_samples, self._roster.truth)
+        said = measures.of_consensus(self._consensus, self._sizes.n_samples, self._truth)
         if len(self._consensus.ids) == 0:
             return None, {**said, "note": silence}
         return payload.encode_consensus(self._consensus, round_), said
@@ -162,7 +162,7 @@ class SoftLabels:
     def _clear(self, row: GnMax, round_: int) -> Consensus:
         """The labels that are told, charged to whichever client an attacker is after."""
         noise = torch_stream(self._seed, "server", round_, purpose="gnmax")
-        consensus, claim = protect.clear_labels(row, self._votes.total / GRID, noise)
+        consensus, claim = protect.clear_labels(row, self._hearing.votes.total / GRID, noise)
         self._ledger.record(
             Release(
                 client=-1,
@@ -184,7 +184,7 @@ class SoftLabels:
         self._consensus = Consensus(arrays["ids"], arrays["values"])
 
 
-class Weights:
+class Weights(Single):
     """Model weights up, their average down: FedAvg."""
 
     def __init__(self, job: Job, roster: Roster) -> None:

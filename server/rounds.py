@@ -13,7 +13,7 @@ from fedkd import payload
 from fedkd.errors import FedkdError, PayloadError
 from fedkd.rng import stream
 from privacy.ledger import Ledger
-from server import checkpoint, measures
+from server import checkpoint, condense, measures
 from server.calls import Read, Reply, ask
 from server.checkpoint import Checkpoint
 from server.events import EventLog
@@ -60,10 +60,10 @@ def play(
         roster.holders.discard(client)  # it may have lost everything: let it have the pool again
         log.emit("refused", round=round_, client=client, step=step, reason=reason)
 
-    def count(client: int, sent: payload.Bytes | None, got: payload.Bytes | None) -> None:
+    def count(client: int, sent: payload.Bytes | None, n_bytes: int) -> None:
         nonlocal up, down
-        up += (n_bytes := 0 if got is None else len(got))
-        down += 0 if sent is None else len(sent)
+        up += n_bytes
+        down += _size(sent)
         reports[client]["bytes_up"] = reports[client].get("bytes_up", 0) + n_bytes
 
     def talk(
@@ -76,8 +76,8 @@ def play(
         content = job.content(round_, roster.digest, data)
         found: dict[int, Read] = {}
         for reply in ask(grid, asked, content, f"query.{name}", timeout_s):
-            got = _payload(reply)
-            count(reply.client, data, got)
+            got = condense.payload_of(reply.content)
+            count(reply.client, data, _size(got))
             try:
                 if got is None:
                     raise PayloadError(f"no reply: {reply.failure}")
@@ -99,12 +99,24 @@ def play(
 
     question = exchange.ask(round_, talk)
     content = job.content(round_, roster.digest, question)
+    sizes = exchange.sums if getattr(grid, "condenses", False) else None
+    if sizes is not None:
+        condense.ask(content, sizes)
+    summed: set[int] = set()
     for reply in ask(grid, nodes, content, "train", timeout_s):
-        data = _payload(reply)
-        count(reply.client, question, data)
+        data = condense.payload_of(reply.content)
+        found = condense.heard(reply.content) if sizes is not None else None
+        n_bytes = found[condense.BYTES] if found else _size(data)
+        count(reply.client, question, n_bytes)
         try:
             reports[reply.client] |= _metrics(reply)
-            if "abstained" not in reports[reply.client]:
+            if found is not None:
+                if data is not None:
+                    summed.update(exchange.hear_sum(round_, data))
+                if reply.client not in summed:
+                    raise PayloadError("its answer is in a sum that was not taken")
+                reports[reply.client] |= found
+            elif "abstained" not in reports[reply.client]:
                 reports[reply.client] |= exchange.hear(round_, reply.client, data)
         except PayloadError as error:
             refuse("train", reply.client, str(error))
@@ -112,7 +124,7 @@ def play(
     verdict, said = exchange.tell(round_, talk)
     content = job.content(round_, roster.digest, verdict)
     for reply in ask(grid, nodes, content, "evaluate", timeout_s):
-        down += len(verdict) if verdict is not None else 0
+        down += _size(verdict)
         try:
             reports[reply.client] |= _metrics(reply)
             n_heard += 1
@@ -149,10 +161,8 @@ def participants(job: Job, roster: Roster, round_: int) -> list[int]:
     return sorted(clients[i] for i in draws.choice(len(clients), n_taking_part, replace=False))
 
 
-def _payload(reply: Reply) -> payload.Bytes | None:
-    if reply.content is None or "payload" not in reply.content:
-        return None
-    return reply.content.array_records["payload"]["bytes"].numpy()
+def _size(data: payload.Bytes | None) -> int:
+    return 0 if data is None else len(data)
 
 
 def _metrics(reply: Reply) -> Report:

@@ -29,13 +29,14 @@ from privacy.secagg import Blinded, Cohort
 from privacy.sensitivity import project
 from server import measures
 from server.calls import Talk
+from server.hearing import Single
 from server.setup import Job, Roster
 
 CLEAR = 2.0
 """Standard deviations of the noise above which a count says that somebody answered. Ours."""
 
 
-class SecureSum:
+class SecureSum(Single):
     """Blinded tables up, the consensus of their sum down."""
 
     def __init__(self, job: Job, roster: Roster) -> None:
