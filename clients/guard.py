@@ -24,7 +24,7 @@ from clients.client import Client, ProxySet
 from clients.store import ClientStore
 from fedkd import protection, training
 from fedkd.config import Scenario
-from fedkd.data.tokens import VOCABULARY, Tokens, decode
+from fedkd.data.tokens import VOCABULARY, Tokens, decode, encode
 from fedkd.exchange.gate import needs_scores
 from fedkd.exchange.kmeans import distances, kmeans
 from fedkd.models.zoo import Classifier
@@ -240,7 +240,10 @@ def _occasion(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) 
     row = scenario.privacy.release
     degree: Tensor | None = None
     origin: degrees.Origin = "public"
+    pooled: tuple[int, ...] = ()
     if isinstance(row, protection.Swing):
+        if client.world.tokens is not None:
+            pooled = tuple(sorted(set(encode(row.pooled, client.world.tokens).tolist())))
         if row.degree in protection.TEXT_DEGREES:
             degree = public_degrees(proxy, row, client.world.tokens)[_positions(records, proxy)]
         else:
@@ -251,6 +254,7 @@ def _occasion(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) 
         delta=scenario.privacy.delta,
         degrees=degree,
         origin=origin,
+        pooled=pooled,
     )
 
 

@@ -161,6 +161,8 @@ class Swing(Section):
     """Of the noise on a soft label: its standard deviation, or Laplace scale."""
     noise_from: float = Field(0.0, ge=0, le=1)
     """The least degree that is noised. Above 0 nothing is claimed: it is empirical."""
+    pooled: str = ""
+    """Of texts: characters that answers never tell apart, as the alphabet of secrets."""
 
     @model_validator(mode="after")
     def _swings(self) -> Swing:

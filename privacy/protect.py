@@ -133,6 +133,8 @@ class Occasion:
     """For Swing: [m], of the positions answered."""
     origin: Origin = "public"
     """Who can compute the degrees."""
+    pooled: tuple[int, ...] = ()
+    """For Swing: the classes that answers do not tell apart."""
 
 
 def most_rows(scenario: Scenario, n_samples: int) -> int:
@@ -171,7 +173,7 @@ def answers(
         case protection.Swing() as row:
             if occasion.degrees is None:
                 raise FedkdError("swing needs a degree for each position", value=row.degree)
-            swung = swing_of(row, occasion.origin)
+            swung = swing_of(row, occasion.origin, occasion.pooled)
             values = swung.release(logits, occasion.degrees, generator).values
             return values, _claim(swung.cost(occasion.degrees, n_classes), f"swing by {row.degree}")
         case other:
@@ -210,8 +212,8 @@ def clear_labels(
     return Consensus(clear.rows.numpy().astype(np.int32), labels), claim
 
 
-def swing_of(row: protection.Swing, origin: Origin) -> swing.Swing:
-    """The Swing that a scenario asks for."""
+def swing_of(row: protection.Swing, origin: Origin, pooled: tuple[int, ...] = ()) -> swing.Swing:
+    """The Swing that a scenario asks for; `pooled` are the classes of `row.pooled`."""
     noises: dict[str, Callable[[float], mechanisms.Noise]] = {
         "gaussian": mechanisms.Gaussian,
         "laplace": mechanisms.Laplace,
@@ -224,6 +226,7 @@ def swing_of(row: protection.Swing, origin: Origin) -> swing.Swing:
         t_max=row.t_max,
         sharpness=row.sharpness,
         noise_from=row.noise_from,
+        pooled=pooled,
     )
 
 

@@ -183,7 +183,7 @@ def test_what_does_not_go_together_is_refused_with_a_way_out(
     "privacy",
     [
         {"server": {**SECURE, "sigma": 0.5}, "release": {"name": "top-1"}},
-        {"server": {**SECURE, "sigma": 0.5}, "release": {"name": "swing"}},
+        {"server": {**SECURE, "sigma": 0.5}, "release": {"name": "swing", "degree": "density"}},
         {"server": SECURE, "release": {"name": "randomised-response"}},
         {"server": GNMAX, "release": {"name": "laplace"}},
     ],
