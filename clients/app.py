@@ -228,9 +228,9 @@ def _sent(
 
 
 def _weights(turn: Turn) -> Sealed | None:
-    client = turn.client
+    client, training = turn.client, turn.client.scenario.privacy.training
     receipt = turn.guard.charge(
-        turn.guard.entry("weights", 1, "server", guard.claim_of_model(client))
+        turn.guard.entry("weights", 1, "server", protect.claim_of_model(training))
     )
     if receipt is None:
         return None

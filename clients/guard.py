@@ -29,7 +29,7 @@ from privacy.degrees import Evidence
 from privacy.ledger import Receipt, Release, SeenBy, What
 from privacy.ngrams import NGrams
 from privacy.protect import Claim, Occasion
-from privacy.totals import Budget, affords
+from privacy.totals import affords
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,11 @@ class Guard:
     def charge(self, entry: Release) -> Receipt | None:
         """Keep an entry, before what it stands for happens; None if the budget does not bear it."""
         ledger = self.store.ledger(self.client.id)
-        budget = budget_of(self.client.scenario.privacy)
+        budget = protect.budget_of(self.client.scenario.privacy)
         if budget is not None and not affords(ledger, budget, entry):
             self.client.metrics["abstained"] = 1.0
             return None
         return ledger.record(entry)
-
-
-def budget_of(privacy: protection.Privacy) -> Budget | None:
-    """The scenario's budget; None if a client may spend without end."""
-    if privacy.budget is None:
-        return None
-    protects = {"record": protect.RECORD, "client": protect.CLIENT}[privacy.unit]
-    return Budget(**protects._asdict(), epsilon=privacy.budget, delta=privacy.delta)
 
 
 def may_train(guard: Guard) -> bool:
@@ -128,28 +120,14 @@ def _public(proxy: ProxySet, row: private_filter.Row, seed: int) -> private_filt
 
 def told(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) -> tuple[Tensor, Claim]:
     """What leaves for the logits [m * L, classes] of the records [m], and what may be claimed."""
-    privacy, model = client.scenario.privacy, claim_of_model(client)
+    privacy = client.scenario.privacy
     if isinstance(privacy.release, protection.PlainRelease):
-        return client.scenario.method.release.release(logits), model
+        values = client.scenario.method.release.release(logits)
+        return values, protect.claim_of_model(privacy.training)
     noise = torch_stream(client.seed, "client", client.round, client.id, "release noise")
     occasion = _occasion(client, proxy, records, logits)
-    values, claim = protect.answers(privacy, logits, occasion, noise)
-    if model.guarantee != "proved":
-        return values, claim
-    if claim.guarantee != "proved":
-        return values, model._replace(reason=f"{claim.reason}, {model.reason}")
-    return values, claim._replace(derived_from=model.derived_from)
-
-
-def claim_of_model(client: Client) -> Claim:
-    """What may be claimed of anything that is computed from the client's model alone."""
-    match client.scenario.privacy.training:
-        case protection.DpSgd():
-            return Claim("proved", "of a model trained with DP-SGD", derived_from=("training",))
-        case protection.Nfdp():
-            return Claim("empirical", "of a model trained on a part of the records (NFDP)")
-        case _:
-            return protect.NOTHING
+    values = protect.answers(privacy, logits, occasion, noise)
+    return values, protect.claim_of_release(privacy, occasion, len(logits), logits.shape[1])
 
 
 def _occasion(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) -> Occasion:

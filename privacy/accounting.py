@@ -209,14 +209,14 @@ def _rdp(event: Event) -> NDArray[np.float64]:
         else NeighboringRelation.ADD_OR_REMOVE_ONE
     )
     accountant = RdpAccountant(neighboring_relation=relation)
-    with _quiet():
+    with quiet():
         accountant.compose(to_dp_event(event))
     rdp: NDArray[np.float64] = accountant.rdp
     return rdp
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without dp_accounting's remark on each order that it leaves out: any order gives a bound."""
     logger = logging.getLogger("absl")
     before, logger.disabled = logger.disabled, True

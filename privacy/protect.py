@@ -1,7 +1,7 @@
 """From a scenario's settings (`fedkd.protection`) to what a client releases, and what it may claim.
 
-`answers` does what the rows of `privacy.release` say. `claim_of_training` and `claim_of_mask` say
-what the other two parts cost, before anything is computed, so that a budget can be asked first.
+`answers` does what the rows of `privacy.release` say. The `claim_of_…` functions say what each part
+costs before anything is computed, so that a budget can be asked first, and a whole run forecast.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from privacy.events import Event, Protects
 from privacy.ledger import Sensitivity, What
 from privacy.mechanisms import Cost
 from privacy.sensitivity import Neighbours, SoftLabels
+from privacy.totals import Budget
 
 CLIENT = Protects("client", "replace")
 RECORD = Protects("record", "add-remove")
@@ -54,6 +55,14 @@ class Claim(NamedTuple):
 
 
 NOTHING = Claim("none", "no mechanism")
+
+
+def budget_of(privacy: Privacy) -> Budget | None:
+    """The scenario's budget; None if a client may spend without end."""
+    if privacy.budget is None:
+        return None
+    protects = {"record": RECORD, "client": CLIENT}[privacy.unit]
+    return Budget(**protects._asdict(), epsilon=privacy.budget, delta=privacy.delta)
 
 
 def claim_of_mask(scenario: Scenario) -> Claim | None:
@@ -128,8 +137,8 @@ def most_rows(scenario: Scenario, n_samples: int) -> int:
 
 def answers(
     privacy: Privacy, logits: Tensor, occasion: Occasion, generator: torch.Generator
-) -> tuple[Tensor, Claim]:
-    """What leaves for logits [m, classes]: float32 [m, classes], and what may be claimed of it.
+) -> Tensor:
+    """What leaves for logits [m, classes]: float32 [m, classes]. `claim_of_release` says its cost.
 
     Not for the row `plain`, whose answers are those of the method's own release stage.
     Raises: FedkdError for logits that are not finite.
@@ -137,29 +146,76 @@ def answers(
     n_classes = logits.shape[1]
     match privacy.release:
         case protection.TopOne():
-            return mechanisms.TopOne().release(logits, generator), Claim("empirical", "top-1")
+            return mechanisms.TopOne().release(logits, generator)
         case protection.GaussianRelease() | protection.LaplaceRelease() as row:
-            noised = _calibrated(row, occasion, n_classes)
-            cost = noised.cost(len(logits), n_classes)
-            return noised.release(logits, generator), _claim(cost, row.name)
+            return _calibrated(row, occasion, n_classes).release(logits, generator)
         case protection.SampledLabel(bound=bound):
-            drawn = mechanisms.HardLabels(SoftLabels(bound, occasion.temperature))
-            cost = drawn.cost(len(logits), n_classes)
-            return drawn.release(logits, generator), _claim(cost, "sampled label")
+            labels = SoftLabels(bound, occasion.temperature)
+            return mechanisms.HardLabels(labels).release(logits, generator)
         case protection.RandomisedResponse(epsilon=epsilon):
             response = mechanisms.RandomisedResponse(epsilon, n_classes)
-            cost = response.cost(len(logits))
-            return response.release(logits, generator), _claim(cost, "randomised response")
+            return response.release(logits, generator)
         case protection.Swing() as row:
-            if occasion.degrees is None:
-                raise FedkdError("swing needs a degree for each position", value=row.degree)
             swung = swing_of(row, occasion.origin)
-            values = swung.release(logits, occasion.degrees, generator).values
-            if row.noise == "none":
-                return values, Claim("empirical", f"swing by {row.degree}, without noise")
-            return values, _claim(swung.cost(occasion.degrees, n_classes), f"swing by {row.degree}")
+            return swung.release(logits, _degrees(row, occasion), generator).values
         case other:
             raise FedkdError("no mechanism of this name releases answers", value=other.name)
+
+
+def claim_of_answers(privacy: Privacy, occasion: Occasion, rows: int, n_classes: int) -> Claim:
+    """What one release of `rows` answers costs a client whose model has no guarantee of its own.
+
+    Of a Swing with public degrees, `occasion` holds those of just these rows.
+    """
+    match privacy.release:
+        case protection.TopOne():
+            return Claim("empirical", "top-1")
+        case protection.GaussianRelease() | protection.LaplaceRelease() as row:
+            return _claim(_calibrated(row, occasion, n_classes).cost(rows, n_classes), row.name)
+        case protection.SampledLabel(bound=bound):
+            drawn = mechanisms.HardLabels(SoftLabels(bound, occasion.temperature))
+            return _claim(drawn.cost(rows, n_classes), "sampled label")
+        case protection.RandomisedResponse(epsilon=epsilon):
+            response = mechanisms.RandomisedResponse(epsilon, n_classes)
+            return _claim(response.cost(rows), "randomised response")
+        case protection.Swing(noise="none") as row:
+            return Claim("empirical", f"swing by {row.degree}, without noise")
+        case protection.Swing() as row:
+            swung = swing_of(row, occasion.origin)
+            cost = swung.cost(_degrees(row, occasion), n_classes)
+            return _claim(cost, f"swing by {row.degree}")
+        case _:
+            return NOTHING
+
+
+def claim_of_model(row: protection.TrainingRow) -> Claim:
+    """What may be claimed of anything that is computed from the client's model alone."""
+    match row:
+        case protection.DpSgd():
+            return Claim("proved", "of a model trained with DP-SGD", derived_from=("training",))
+        case protection.Nfdp():
+            return Claim("empirical", "of a model trained on a part of the records (NFDP)")
+        case _:
+            return NOTHING
+
+
+def claim_of_release(privacy: Privacy, occasion: Occasion, rows: int, n_classes: int) -> Claim:
+    """What may be claimed of answers, by how the model was trained and how they are released."""
+    model = claim_of_model(privacy.training)
+    if isinstance(privacy.release, protection.PlainRelease):
+        return model
+    claim = claim_of_answers(privacy, occasion, rows, n_classes)
+    if model.guarantee != "proved":
+        return claim
+    if claim.guarantee != "proved":
+        return model._replace(reason=f"{claim.reason}, {model.reason}")
+    return claim._replace(derived_from=model.derived_from)
+
+
+def _degrees(row: protection.Swing, occasion: Occasion) -> Tensor:
+    if occasion.degrees is None:
+        raise FedkdError("swing needs a degree for each position", value=row.degree)
+    return occasion.degrees
 
 
 def swing_of(row: protection.Swing, origin: Origin) -> swing.Swing:
