@@ -20,9 +20,11 @@ Cost = Callable[[Scenario], float]
 FILTERS_PART = 0.2
 """Of a calibrated record's epsilon; DP-SGD has the rest. They are what two would be that add up."""
 PRECISION = 0.005
-"""How near to the best value, relatively, a search must end."""
-MOST = 1e4
-"""No step of a search is longer than this factor."""
+"""How near to the target, relatively, an epsilon must end."""
+NARROWEST = 1e-4
+"""Where a cost jumps, no search goes on in less than this factor between two values."""
+GALLOP = (2.0, 4.0, 16.0, 256.0)
+"""By so much, one after the other, a search goes away from where a knob is."""
 
 
 class Knob(NamedTuple):
@@ -34,6 +36,13 @@ class Knob(NamedTuple):
     rising: bool
     """Whether epsilon rises with the value."""
     whole: bool = False
+
+    def value(self, scenario: Scenario) -> float:
+        """Where a scenario has the knob."""
+        found: Any = scenario
+        for name in self.key.split("."):
+            found = getattr(found, name)
+        return float(found)
 
 
 class Turned(NamedTuple):
@@ -84,55 +93,64 @@ def _release(row: protection.ReleaseRow) -> list[Knob]:
 def turned(knob: Knob, scenario: Scenario, cost: Cost, target: float) -> Turned | None:
     """The least that a knob must give up for an epsilon of at most `target`; None if it cannot.
 
-    The value is within PRECISION of the best one, or is the best whole number, on the safe side.
+    The best whole number, or a value with which epsilon is within PRECISION of the target.
     """
 
-    def safe(value: float) -> bool:
+    def costs(value: float) -> float:
         try:
-            return cost(knob.change(scenario, value)) <= target
+            return cost(knob.change(scenario, value))
         except FedkdError:  # a value that the setting or its mechanism does not take
-            return False
+            return math.inf
 
-    good = _whole(int(knob.now), safe) if knob.whole else _real(knob.now, safe, knob.rising)
+    if knob.whole:
+        good = _whole(int(knob.now), costs, target)
+    else:
+        good = _real(knob.now, costs, target, knob.rising)
     if good is None:
         return None
-    changed = knob.change(scenario, good)
-    return Turned(good, cost(changed), changed)
+    return Turned(good, costs(good), knob.change(scenario, good))
 
 
-def _whole(now: int, safe: Callable[[int], bool]) -> int | None:
-    """The largest safe number from 1 to `now`."""
-    if safe(now):
+def _whole(now: int, costs: Callable[[float], float], target: float) -> float | None:
+    """The largest number from 1 to `now` that costs at most `target`."""
+    if costs(now) <= target:
         return now
-    if not safe(1):
+    if costs(1) > target:
         return None
     low, high = 1, now
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if safe(middle) else (low, middle)
+        low, high = (middle, high) if costs(middle) <= target else (low, middle)
     return low
 
 
-def _real(now: float, safe: Callable[[float], bool], rising: bool) -> float | None:
-    """The safe value next to the unsafe ones: gallop until both are known, then bisect."""
-    to_safe = -1 if rising else 1
-    good = bad = now
-    factor = 2.0
-    if safe(now):
-        while safe(bad):
-            good, bad, factor = bad, bad * factor**-to_safe, factor**2
-            if factor > MOST:
-                return good
+def _real(now: float, costs: Callable[[float], float], target: float, rising: bool) -> float | None:
+    """Gallop until a value on each side of the target is known, then close in on it."""
+    safe_now = costs(now) <= target
+    outwards = 1 if rising == safe_now else -1
+    last = now
+    for factor in GALLOP:
+        value = last * factor**outwards
+        if (costs(value) <= target) != safe_now:
+            break
+        last = value
     else:
-        while not safe(good):
-            bad, good, factor = good, good * factor**to_safe, factor**2
-            if factor > MOST:
-                return None
-    while abs(math.log(good / bad)) > PRECISION:
-        middle = math.sqrt(good * bad)
-        good, bad = (middle, bad) if safe(middle) else (good, middle)
-    short = _rounded(good, up=not rising)  # costed again: calibration is monotone to a tolerance
-    return short if safe(short) else good
+        return last if safe_now else None
+    good, bad = (last, value) if safe_now else (value, last)
+    while costs(good) < (1 - PRECISION) * target and abs(math.log(bad / good)) > NARROWEST:
+        middle = _between(good, bad, costs(good), costs(bad), target)
+        good, bad = (middle, bad) if costs(middle) <= target else (good, middle)
+    short = _rounded(good, up=not rising)
+    return short if costs(short) <= target else good  # calibration is monotone to a tolerance
+
+
+def _between(good: float, bad: float, low: float, high: float, target: float) -> float:
+    """Where a straight line in logarithms is just below the target; never near an end."""
+    share = 0.5
+    if 0 < low < high < math.inf:
+        aim = math.log((1 - PRECISION / 2) * target)
+        share = (aim - math.log(low)) / (math.log(high) - math.log(low))
+    return float(good * (bad / good) ** min(max(share, 0.05), 0.95))
 
 
 def _rounded(value: float, *, up: bool) -> float:

@@ -5,7 +5,7 @@ The scenario's own row only; each reference row has ledgers of its own. Nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,7 @@ MOST_CLIENTS = 1000
 """Of a larger population the first so many are looked at; virtual ones all hold as much."""
 MOST_VIRTUAL = 4
 ATTEMPTS = 5
-"""A knob is searched on one client, and tried on all; each time it fails there, it goes further."""
+"""A search is for the client that pays most, and then tried on all: some pay more by then."""
 CPU = torch.device("cpu")
 
 
@@ -175,34 +175,47 @@ def ways_to(scenario: Scenario, target: float) -> list[tuple[Knob, Turned | None
     now = forecast(unlimited).asked.total
     if now.bare or now.epsilon <= target:
         return []
-    return [(knob, _tried_on_all(knob, unlimited, target)) for knob in knobs(unlimited)]
+    return [(knob, _tried(knob, unlimited, target)) for knob in knobs(unlimited)]
 
 
 def on_target(scenario: Scenario, target: float) -> Scenario:
     """The scenario with its noise calibrated to a total; see `privacy.knobs.calibrated`."""
     _check(target)
-    goal = target
-    for _ in range(ATTEMPTS):
-        unlimited = calibrated(_unlimited(scenario), _cost(scenario), goal)
-        reached = forecast(unlimited).asked.total.epsilon
-        if reached <= target:
-            change = {"budget": scenario.privacy.budget}
-            privacy = unlimited.privacy.model_copy(update=change)
-            return unlimited.model_copy(update={"privacy": privacy})
-        goal *= 0.999 * target / reached
-    raise FedkdError("the noise for this target was not found", value=target)
+    unlimited = _unlimited(scenario)
+    found = _for_all(unlimited, target, lambda cost, goal: calibrated(unlimited, cost, goal))
+    if found is None:
+        raise FedkdError("the noise for this target was not found", value=target)
+    privacy = found.privacy.model_copy(update={"budget": scenario.privacy.budget})
+    return found.model_copy(update={"privacy": privacy})
 
 
-def _tried_on_all(knob: Knob, scenario: Scenario, target: float) -> Turned | None:
-    cost, goal = _cost(scenario), target
-    for _ in range(ATTEMPTS):
+def _tried(knob: Knob, scenario: Scenario, target: float) -> Turned | None:
+    def search(cost: Cost, goal: float) -> Scenario | None:
         found = turned(knob, scenario, cost, goal)
+        return found and found.scenario
+
+    changed = _for_all(scenario, target, search)
+    if changed is None:
+        return None
+    return Turned(knob.value(changed), forecast(changed).asked.total.epsilon, changed)
+
+
+def _for_all(
+    scenario: Scenario, target: float, search: Callable[[Cost, float], Scenario | None]
+) -> Scenario | None:
+    """What a search finds for the client that pays most, and for whoever pays more then."""
+    now = forecast(scenario).asked
+    payers, goal = {(now.seed, now.client)}, target
+    for _ in range(ATTEMPTS):
+        found = search(_cost(scenario, payers), goal)
         if found is None:
             return None
-        reached = forecast(found.scenario).asked.total.epsilon
-        if reached <= target:
-            return found._replace(epsilon=reached)
-        goal *= 0.999 * target / reached
+        asked = forecast(found).asked
+        if asked.total.epsilon <= target:
+            return found
+        if (asked.seed, asked.client) in payers:  # the search goes by RDP alone
+            goal *= 0.999 * target / asked.total.epsilon
+        payers.add((asked.seed, asked.client))
     return None
 
 
@@ -212,14 +225,18 @@ def _unlimited(scenario: Scenario) -> Scenario:
     return scenario.model_copy(update={"privacy": privacy})
 
 
-def _cost(scenario: Scenario) -> Cost:
-    """By RDP, of the client that pays most now; milliseconds where nothing is calibrated."""
-    now = forecast(_unlimited(scenario)).asked
-    (payer,) = [p for p in prospects(scenario, now.seed) if p.client == now.client]
+def _cost(scenario: Scenario, payers: Collection[tuple[int, int]]) -> Cost:
+    """Of the clients (seed, client), by RDP: milliseconds where nothing is calibrated."""
+    chosen = [
+        prospect
+        for seed in scenario.seeds
+        for prospect in prospects(scenario, seed)
+        if (seed, prospect.client) in payers
+    ]
 
     def cost(changed: Scenario) -> float:
-        entries = planned(changed, payer).entries
-        return at_most(entries, unit_of(changed), changed.privacy.delta)
+        delta, protects = changed.privacy.delta, unit_of(changed)
+        return max(at_most(planned(changed, who).entries, protects, delta) for who in chosen)
 
     return cost
 
