@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from privacy import ledger
 from privacy.events import Protects
 from privacy.ledger import Release
-from privacy.totals import Total, totals, worst
+from privacy.totals import Total, total, totals, worst
 
 Ledgers = Mapping[int, tuple[Release, ...]]
 """The entries of each client that has some, by client."""
@@ -47,28 +47,28 @@ def most(ledgers: Iterable[tuple[int, Ledgers]], delta: float) -> list[Spent]:
     found: dict[Protects, dict[tuple[int, int], Total]] = {}
     for seed, by_client in ledgers:
         for client, entries in by_client.items():
-            for total in totals(entries, delta):
-                found.setdefault(total.spent.protects, {})[seed, client] = total
+            for one in totals(entries, delta):
+                found.setdefault(one.spent.protects, {})[seed, client] = one
     spent = []
     for by_who in found.values():
         order = sorted(by_who)
-        place, total = worst({i: by_who[who] for i, who in enumerate(order)})
-        spent.append(Spent(*order[place], total))
+        place, dearest = worst({i: by_who[who] for i, who in enumerate(order)})
+        spent.append(Spent(*order[place], dearest))
     return spent
 
 
-def figures(total: Total) -> dict[str, Any]:
+def figures(found: Total) -> dict[str, Any]:
     """A total for JSON: never an epsilon without delta, unit, relation and both accountants."""
-    spent = total.spent
+    spent = found.spent
     return {
         "unit": spent.protects.unit,
         "relation": spent.protects.relation,
         "delta": spent.delta,
-        "epsilon": None if total.bare else spent.epsilon,
-        "pld": None if total.bare else spent.pld,
-        "rdp": None if total.bare else spent.rdp,
-        "bare": sorted({f"{e.what}: {e.guarantee}, {e.reason}" for e in total.bare}),
-        "in_the_clear": total.in_the_clear,
+        "epsilon": None if found.bare else spent.epsilon,
+        "pld": None if found.bare else spent.pld,
+        "rdp": None if found.bare else spent.rdp,
+        "bare": sorted({f"{e.what}: {e.guarantee}, {e.reason}" for e in found.bare}),
+        "in_the_clear": found.in_the_clear,
     }
 
 
@@ -87,7 +87,7 @@ class Guaranteed(NamedTuple):
     def meaning(self) -> str:
         """What the column's values are."""
         return (
-            f"at delta {self.delta:g} for {self.protects}, of the client that spent most; the "
+            f"At delta {self.delta:g} for {self.protects}, of the client that spent most; the "
             "larger of what the accountants PLD and RDP say. A dash: something left without a "
             "guarantee"
         )
@@ -98,6 +98,11 @@ class Guaranteed(NamedTuple):
             if (told["unit"], told["relation"]) == self.protects:
                 return "-" if told["epsilon"] is None else f"{told['epsilon']:.3g}"
         return "-" if line["privacy"] else "0"
+
+    def of_ledger(self, entries: Iterable[Release]) -> str:
+        """The value of one client."""
+        found = total(entries, self.protects, self.delta)
+        return "-" if found.bare else f"{found.spent.epsilon:.3g}"
 
 
 def guaranteed(lines: Iterable[Mapping[str, Any]]) -> list[Guaranteed]:
