@@ -159,7 +159,7 @@ def _run_cell(plan: Plan, run_folder: Path | None, listener: Listener | None) ->
 
 
 def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> Ledgers:
-    """Run a cell; returns what its clients have recorded."""
+    """Run a cell; returns what its clients have recorded, where no folder keeps it."""
     scenario, n_clients = plan.scenario, plan.scenario.world(plan.seed).n_clients
     settings = scenario.grid
     if settings.name in ("inline", "cohort"):
@@ -167,7 +167,7 @@ def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> Le
         client_app = folder_client_app if folder else make_client_app(lambda config: store)
         server_app = make_server_app(scenario, plan.seed, folder, tell)
         inline.run(server_app, client_app, n_clients, scenario.at_once)
-        return spending.read(folder / "clients") if folder else store.ledgers()
+        return {} if folder else store.ledgers()
     with tempfile.TemporaryDirectory() as scratch:
         home = folder or Path(scratch)
         server_app = make_server_app(scenario, plan.seed, home, tell)
@@ -177,7 +177,7 @@ def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> Le
             actors.run(server_app, CLIENT_APP, n_clients, home, scenario)
         else:
             flower.run(server_app, folder_client_app, n_clients, settings)
-        return spending.read(home / "clients")
+        return {} if folder else spending.read(home / "clients")
 
 
 def _keep_scenario(folder: Path, scenario: Scenario) -> None:

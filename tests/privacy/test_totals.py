@@ -268,7 +268,7 @@ def test_a_total_for_a_wrong_delta_is_an_error() -> None:
 
 
 def test_an_answer_of_no_row_leaves_nothing_open() -> None:
-    """A client whose private filter accepts nothing: its mask is charged, and there is no answer."""
+    """A client whose private filter accepts nothing: its mask is charged, and that is all."""
     mask = proved(1, "accept mask", CENTRES)
     silent = entry(1, rows=0, reason="no mechanism")
     whole = total([training(1), mask, silent], RECORD, DELTA)
