@@ -123,8 +123,8 @@ def _charges(
     if scenario.method.exchange != "soft-labels":
         return
     mask = protect.claim_of_mask(scenario)
-    if mask is not None and (not has_mask or scenario.method.score.space == "features"):
-        yield "accept mask", prospect.pool, "server", mask
+    if mask is not None and (not has_mask or protect.mask_changes(scenario)):
+        yield "accept mask", prospect.pool, protect.readers_of_mask(privacy), mask
     # Of private degrees only their number is charged.
     known = prospect.degrees is not None
     origin: Origin = "public" if known else "private"
@@ -136,4 +136,5 @@ def _charges(
         origin=origin,
     )
     answers = protect.claim_of_release(privacy, occasion, prospect.rows, prospect.n_classes)
-    yield "soft labels", prospect.rows, "server", answers
+    of_sum = protect.claim_of_sum(scenario, answers, prospect.samples)
+    yield "soft labels", prospect.rows, protect.readers(privacy), of_sum

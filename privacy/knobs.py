@@ -68,14 +68,17 @@ def knobs(scenario: Scenario) -> list[Knob]:
         scenario.method.gate
     ):
         found.append(_knob("privacy.filter.epsilon", privacy.filter.epsilon, rising=True))
-    found += _release(privacy.release)
+    found += _of_clients(privacy)
     found.append(_knob("training.rounds", training.rounds, rising=True, whole=True))
     return found
 
 
-def _release(row: protection.ReleaseRow) -> list[Knob]:
-    """The knob of a release that has a guarantee."""
-    match row:
+def _of_clients(privacy: protection.Privacy) -> list[Knob]:
+    """The knob of what protects a whole client, if anything does."""
+    match privacy.server:
+        case protection.SecureAggregation(sigma=sigma) if sigma > 0:
+            return [_knob("privacy.server.sigma", sigma, rising=False)]
+    match privacy.release:
         case (
             protection.GaussianRelease(epsilon=epsilon)
             | protection.LaplaceRelease(epsilon=epsilon)
@@ -185,15 +188,15 @@ def calibrated(scenario: Scenario, cost: Cost, target: float) -> Scenario:
 def _of_unit(scenario: Scenario, target: float) -> Knob:
     privacy = scenario.privacy
     if privacy.unit == "client":
-        of_release = _release(privacy.release)
-        if not of_release:
+        of_clients = _of_clients(privacy)
+        if not of_clients:
             raise FedkdError(
                 "this release has no noise to calibrate for a client",
                 value=privacy.release.name,
                 allowed="gaussian, laplace, sampled-label, randomised-response, swing with noise",
                 fix='privacy.release.name = "gaussian"',
             )
-        return of_release[0]
+        return of_clients[0]
     if not isinstance(privacy.training, protection.DpSgd):
         raise FedkdError(
             "this training has no noise to calibrate for a record",

@@ -59,8 +59,14 @@ def parts(entries: Iterable[Release], protects: Protects, delta: float) -> tuple
     return tuple(
         _part(name, mine, bare, protects, delta)
         for name, whats in PARTS.items()
-        if (mine := [entry for entry in entries if entry.what in whats and entry.rows])
+        if (mine := [e for e in entries if e.what in whats and _counts(e, protects)])
     )
+
+
+def _counts(entry: Release, protects: Protects) -> bool:
+    """Whether an entry is of something: a mask that nobody sees is in the sum that has it."""
+    hidden = entry.seen_by == "no one" and entry.what != "training"
+    return entry.rows > 0 and not (hidden and all(e.protects != protects for e in entry.events))
 
 
 def _part(

@@ -124,8 +124,8 @@ def _events(entries: Iterable[Release], protects: Protects) -> list[Event]:
 def _bare(entries: tuple[Release, ...], protects: Protects) -> tuple[Release, ...]:
     """What left without a proof for `protects`, sorted.
 
-    An entry is covered by events of its own, or if all that it is derived from is covered, or if
-    it is of no row: what a client chose not to answer is told by its mask, which has an entry. Raw
+    An entry is covered by events of its own, or if all that it is derived from is covered. One of
+    no rows let nothing leave: which samples a client answers is the accept mask's entry. Raw
     samples do not touch the other records of their client, so they are not bare for `record`.
     """
     uncovered: set[What] = set()

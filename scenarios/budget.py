@@ -109,7 +109,7 @@ def _pool(world: Federation) -> tuple[int, int]:
 def _degrees(scenario: Scenario, world: Federation) -> Tensor | None:
     """The degrees of all positions of the proxy set, where Swing uses some that all can compute."""
     row = scenario.privacy.release
-    if not isinstance(row, protection.Swing) or row.degree not in guard.PUBLIC_DEGREES:
+    if not isinstance(row, protection.Swing) or row.degree not in protection.TEXT_DEGREES:
         return None
     x = world.public_x
     if x is None:

@@ -56,9 +56,11 @@ def _remarks(found: Forecast, paid: int) -> Iterator[str]:
         )
     if found.n_looked_at < found.n_clients:
         yield f"looked at the first {found.n_looked_at:,} of {found.n_clients:,} clients"
-    server = scenario.privacy.server.name
-    if server != "plain":
-        yield f"the server's {server} is not counted: this is what clients spend before it"
+    if scenario.privacy.server.name == "gnmax":
+        yield (
+            "gnmax is not counted: it is what the server spends on what it tells, in a ledger of "
+            "its own, and this is what the clients spend before it"
+        )
 
 
 Ways = list[tuple[Knob, Turned | None]]

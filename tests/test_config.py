@@ -40,6 +40,7 @@ NEEDED: dict[str, Toml] = {  # keys without a default
     "huggingface": {"path": "mnist"},
     "text": {"path": "texts"},
     "huggingface-text": {"path": "wikitext"},
+    "swing": {"degree": "density"},
     "gnmax": {"threshold": 5.0, "sigma_threshold": 2.0, "sigma": 1.0},
     "foreign": {"source": {"name": "digits"}},
 }
@@ -165,9 +166,9 @@ def tables(draw: st.DrawFn) -> Toml:
     stages = {
         "score": rows(SCORES, k=COUNT, per_class=st.booleans()),
         "gate": rows(GATES, q=st.floats(0, 1), power=POSITIVE, value=st.floats(-1e300, 1e300)),
-        "release": rows(RELEASES, temperature=st.just(temperature)).map(
-            lambda row: {**row, "temperature": temperature}
-        ),
+        "release": rows(
+            RELEASES, temperature=st.just(temperature), k=COUNT, draws=st.integers(1, 65_535)
+        ).map(lambda row: {**row, "temperature": temperature}),
         "distill": st.just({"temperature": temperature}),
     }
     method = {"name": st.sampled_from(sorted(METHODS)), **stages}

@@ -18,11 +18,13 @@ from safetensors.torch import save as save_torch
 
 from fedkd import payload
 from fedkd.errors import PayloadError
-from fedkd.exchange.combine import Consensus
-from fedkd.payload import Answer, Bytes, Hello, Pool
+from fedkd.exchange.combine import Consensus, Mean, Votes
+from fedkd.payload import Answer, Bytes, Hello, Partial, Pool, SparseAnswer
+from fedkd.sparse import Coding, Draws, Largest
 
 Arrays = dict[str, NDArray[Any]]
 CLIENT, ROUND, N, C, SIZE = 3, 2, 9, 4, 5
+CODINGS: dict[str, Coding] = {"top-k-answer": Largest(2), "sampled-answer": Draws(5)}
 QUICK = settings(deadline=None, max_examples=60)
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -62,8 +64,32 @@ def decode_answer(data: Bytes, simplex: bool = False) -> Answer:
     )
 
 
+def encode_sparse(answer: Answer, coding: Coding, seed: int = 0) -> Bytes:
+    return payload.encode_sparse_answer(answer, coding, np.random.default_rng(seed))
+
+
+def decode_sparse(data: Bytes, coding: Coding, n_classes: int = C) -> SparseAnswer:
+    return payload.decode_sparse_answer(
+        data, client=CLIENT, round_=ROUND, n_samples=N, n_classes=n_classes, coding=coding
+    )
+
+
 def decode_consensus(data: Bytes) -> Consensus:
     return payload.decode_consensus(data, round_=ROUND, n_samples=N, n_classes=C)
+
+
+def decode_partial(data: Bytes) -> Partial:
+    return payload.decode_partial(data, round_=ROUND, n_samples=N, n_classes=C)
+
+
+def partial(some: list[Answer]) -> Partial:
+    """What clients 1, 3, 5, ... say together."""
+    votes = Mean().start(N, C)
+    for answer in some:
+        Mean().add(votes, answer.ids, answer.values)
+    ids = np.flatnonzero(votes.voters).astype(np.int32)
+    clients = np.arange(len(some), dtype=np.int32) * 2 + 1
+    return Partial(ROUND, clients, ids, Votes(votes.total[ids], votes.voters[ids]))
 
 
 def decode_weights(data: Bytes) -> tuple[NDArray[np.float32], int]:
@@ -105,11 +131,43 @@ def test_an_answer_arrives(answer: Answer) -> None:
     assert_same(decode_answer(payload.encode_answer(soft), simplex=True), soft)
 
 
+@pytest.mark.parametrize("kind", CODINGS)
+@given(answers(), st.integers(0, 99))
+@QUICK
+def test_a_sparse_answer_arrives(kind: str, answer: Answer, seed: int) -> None:
+    soft, coding = distributions(answer), CODINGS[kind]
+    got = decode_sparse(encode_sparse(soft, coding, seed), coding)
+    sent = coding.encode(soft.values, np.random.default_rng(seed))
+    assert got.arrays.keys() == sent.keys()
+    for name in sent:
+        assert got.arrays[name].dtype == sent[name].dtype
+        np.testing.assert_array_equal(got.arrays[name], sent[name], strict=True)
+    ids = [block.ids for block in got.blocks()]
+    values = [block.values for block in got.blocks()]
+    np.testing.assert_array_equal(np.concatenate(ids), answer.ids, strict=True)
+    np.testing.assert_array_equal(
+        np.concatenate(values), np.concatenate(list(coding.decode(sent, C))), strict=True
+    )
+    assert {(block.client, block.round) for block in got.blocks()} == {(CLIENT, ROUND)}
+
+
 @given(answers())
 @QUICK
 def test_a_consensus_arrives(answer: Answer) -> None:
     consensus = Consensus(answer.ids, answer.values)
     assert_same(decode_consensus(payload.encode_consensus(consensus, ROUND)), consensus)
+
+
+@given(st.lists(answers().map(distributions), min_size=1, max_size=4))
+@QUICK
+def test_a_partial_sum_arrives(some: list[Answer]) -> None:
+    sent = partial(some)
+    got = decode_partial(payload.encode_partial(sent))
+    assert got.round == ROUND
+    np.testing.assert_array_equal(got.clients, sent.clients, strict=True)
+    np.testing.assert_array_equal(got.ids, sent.ids, strict=True)
+    np.testing.assert_array_equal(got.votes.voters, sent.votes.voters, strict=True)
+    assert got.votes.total.tolist() == sent.votes.total.tolist()
 
 
 @given(hnp.arrays(np.float32, st.integers(0, 50), elements=FLOATS), st.integers(-1, 99))
@@ -167,6 +225,38 @@ def test_bytes_are_the_closed_forms(m: int, n_classes: int) -> None:
             assert 0 < len(data) - n_bytes < 450  # what naming things costs, whatever the size
 
 
+@given(m=st.integers(1, 60), k=st.integers(1, 9), n_classes=st.integers(2, 9))
+@QUICK
+def test_bytes_of_partial_sums_are_the_closed_forms(m: int, k: int, n_classes: int) -> None:
+    """float32 can say one answer's steps, and any sum of arg-maxes; two thirds and a step not."""
+    ids, clients = np.arange(m, dtype=np.int32), np.arange(k, dtype=np.int32)
+    total = np.zeros((m, n_classes))
+    total[:, 0] = k * 2.0**30
+    for wide in (False, True):
+        if wide:
+            total[:, 0] = 2.0**29 + 1
+        votes = Votes(total, np.full(m, k, np.int32))
+        data = payload.encode_partial(Partial(ROUND, clients, ids, votes))
+        assert body(data) == 4 * k + m * (4 + 4 + (8 if wide else 4) * n_classes)
+
+
+@given(m=st.integers(0, 60), k=st.integers(1, 9), n=st.integers(1, 400))
+@pytest.mark.parametrize(("n_classes", "id_bytes"), [(1, 1), (256, 1), (257, 2), (70_000, 4)])
+@settings(deadline=None, max_examples=15)
+def test_bytes_of_sparse_answers_are_the_closed_forms(
+    n_classes: int, id_bytes: int, m: int, k: int, n: int
+) -> None:
+    """Rows with all their mass on one class: one entry a row is drawn, of n draws."""
+    values = np.zeros((m, n_classes), np.float32)
+    values[:, -1] = 1
+    answer = Answer(CLIENT, ROUND, np.arange(m, dtype=np.int32), values)
+    top, drawn = encode_sparse(answer, Largest(k)), encode_sparse(answer, Draws(n))
+    assert body(top) == m * (4 + min(k, n_classes) * (id_bytes + 4))
+    assert body(drawn) == m * (4 + id_bytes + (1 if n < 256 else 2))
+    for data in (top, drawn):
+        assert len(data) - body(data) < 450
+
+
 # --- refusals: messages are forged with safetensors itself ---
 
 GOOD: dict[str, tuple[dict[str, Any], Arrays]] = {
@@ -185,6 +275,31 @@ GOOD: dict[str, tuple[dict[str, Any], Arrays]] = {
             "values": np.full((3, C), 1 / C, np.float32),
         },
     ),
+    "top-k-answer": (
+        {"client": CLIENT, "round": ROUND},
+        {
+            "ids": np.array([0, 4, N - 1], np.int32),
+            "classes": np.array([[0, 1], [1, 3], [2, 3]], np.uint8),
+            "values": np.array([[0.5, 0.25], [0.5, 0.5], [0.25, 0.75]], np.float32),
+        },
+    ),
+    "sampled-answer": (
+        {"client": CLIENT, "round": ROUND},
+        {
+            "ids": np.array([0, 4, N - 1], np.int32),
+            "classes": np.array([3, 0, 1, 2, 3, 1, 2], np.uint8),
+            "counts": np.array([5, 1, 1, 2, 1, 4, 1], np.uint8),
+        },
+    ),
+    "partial": (
+        {"round": ROUND},
+        {
+            "clients": np.array([2, CLIENT], np.int32),
+            "ids": np.array([0, 4, N - 1], np.int32),
+            "total": np.array([[1, 1, 0, 0], [0, 0, 1, 0], [2, 0, 0, 0]]) * 2.0**30,
+            "voters": np.array([2, 1, 2], np.int32),
+        },
+    ),
     "consensus": (
         {"round": ROUND},
         {
@@ -201,6 +316,9 @@ DECODE: dict[str, Callable[[Bytes], Any]] = {
     "hello": payload.decode_hello,
     "pool": payload.decode_pool,
     "answer": lambda data: decode_answer(data, simplex=True),
+    "top-k-answer": lambda data: decode_sparse(data, CODINGS["top-k-answer"]),
+    "sampled-answer": lambda data: decode_sparse(data, CODINGS["sampled-answer"]),
+    "partial": decode_partial,
     "consensus": decode_consensus,
     "weights": decode_weights,
 }
@@ -258,9 +376,116 @@ SENDER = {
     "a round that is a float": ({"round": float(ROUND)}, "header round is not a whole number"),
     "a round that is true": ({"round": True}, "header round is not a whole number"),
 }
+
+
+def u8(*rows: Any) -> NDArray[np.uint8]:
+    return np.array(rows, dtype=np.uint8)
+
+
+IDS = {name: refusal for name, refusal in ROWS.items() if set(refusal[0]) == {"ids"}}
+TOP = {
+    "a class past the last": ({"classes": u8([0, 1], [1, 3], [2, C])}, "a class is out of range"),
+    "a class twice": ({"classes": u8([0, 1], [1, 1], [2, 3])}, "repeated or not ascending"),
+    "classes in another order": ({"classes": u8([1, 0], [1, 3], [2, 3])}, "not ascending"),
+    "wide classes": (
+        {"classes": np.array([[0, 1], [1, 3], [2, 3]], np.uint16)},
+        "wrong type of classes; got 'uint16'; allowed: uint8",
+    ),
+    "a class too few": ({"classes": u8([0], [1], [2])}, "wrong shape of classes or values"),
+    "a class too many": (
+        {"classes": u8([0, 1, 2])[[0, 0, 0]], "values": f32([0.5, 0.25, 0])[[0, 0, 0]]},
+        "wrong shape of classes or values; got ((3, 3), (3, 3)); allowed: (3, 2)",
+    ),
+    "flat classes": ({"classes": u8(0, 1, 1, 3, 2, 3)}, "wrong shape of classes or values"),
+    "a row too few": ({"values": f32([0.5, 0.25], [1, 0])}, "wrong shape of classes or values"),
+    "double values": ({"values": np.zeros((3, 2))}, "wrong type of values; got 'float64'"),
+    "NaN": ({"values": f32([0.5, np.nan])[[0, 0, 0]]}, "values that are not finite"),
+    "infinity": ({"values": f32([0.5, np.inf])[[0, 0, 0]]}, "values that are not finite"),
+    "below zero": ({"values": f32([1, 0], [0.6, -0.1], [1, 0])}, "a row is not a distribution"),
+    "more than all": ({"values": f32([1, 0], [0.6, 0.5], [1, 0])}, "a row is not a distribution"),
+    "counts": ({"values": None, "counts": u8([1, 4])[[0, 0, 0]]}, "wrong arrays"),
+}
+DRAWN = {
+    "a class past the last": ({"classes": u8(3, 0, 1, 2, 3, 1, C)}, "a class is out of range"),
+    "a class twice": ({"classes": u8(3, 0, 0, 2, 3, 1, 2)}, "repeated or not ascending"),
+    "classes in another order": ({"classes": u8(3, 0, 2, 1, 3, 1, 2)}, "not ascending"),
+    "no count": ({"counts": u8(5, 0, 2, 2, 1, 4, 1)}, "a count is zero"),
+    "a draw too many": ({"counts": u8(5, 1, 1, 2, 1, 4, 2)}, "do not add up; got 16; allowed: 15"),
+    "a draw too few": ({"counts": u8(5, 1, 1, 2, 1, 3, 1)}, "do not add up; got 14; allowed: 15"),
+    "a draw of another row": ({"counts": u8(5, 1, 1, 2, 2, 3, 1)}, "a row do not add up to 5"),
+    "a row too few": ({"ids": i32(0, 4)}, "do not add up; got 15; allowed: 10"),
+    "a row too many": ({"ids": i32(0, 4, 5, 8)}, "do not add up; got 15; allowed: 20"),
+    "nothing drawn": ({"classes": u8(), "counts": u8()}, "do not add up; got 0; allowed: 15"),
+    "wide counts": (
+        {"counts": np.array([5, 1, 1, 2, 1, 4, 1], np.uint16)},
+        "wrong type of counts; got 'uint16'; allowed: uint8",
+    ),
+    "signed classes": ({"classes": np.zeros(7, np.int8)}, "wrong type of classes; got 'int8'"),
+    "a count for no class": ({"counts": u8(5, 1, 1, 2, 1, 5)}, "not both [e]"),
+    "counts on two axes": (
+        {"classes": u8([3], [2], [1]), "counts": u8([5], [5], [5])},
+        "classes and counts are not both [e]",
+    ),
+    "values": ({"counts": None, "values": f32(*[0.5] * 7)}, "wrong arrays"),
+}
+
+
+def sums(*rows: Any) -> NDArray[np.float64]:
+    """The good total with its last rows changed; in wholes, not in steps."""
+    total = GOOD["partial"][1]["total"].copy()
+    total[-len(rows) :] = np.array(rows) * 2.0**30
+    return total
+
+
+PARTIAL = {
+    "no client": ({"clients": i32()}, "clients are not [k], or there are none"),
+    "a client twice": ({"clients": i32(3, 3)}, "clients are negative, repeated or not ascending"),
+    "the server": ({"clients": i32(-1, 3)}, "clients are negative"),
+    "clients in another order": ({"clients": i32(3, 2)}, "not ascending"),
+    "a voter too many": ({"clients": i32(3)}, "a sample does not have 1 to 1 voters"),
+    "no voter": ({"voters": i32(2, 0, 2)}, "a sample does not have 1 to 2 voters"),
+    "voters of two samples": ({"voters": i32(2, 1)}, "voters are [2], not [3]"),
+    "half a step": (
+        {"total": sums([1 + 2.0**-31, 1 - 2.0**-31, 0, 0])},
+        "a total is no whole number of steps",
+    ),
+    "NaN": ({"total": sums([np.nan, 0, 0, 0])}, "not finite"),
+    "below zero": ({"total": sums([3, -1, 0, 0])}, "a row is not a sum of distributions"),
+    "three of two": ({"total": sums([3, 0, 0, 0])}, "a row is not a sum of distributions"),
+    "one of two": ({"total": sums([1, 0, 0, 0])}, "a row is not a sum of distributions; got 0.5"),
+    "beyond all sums": ({"total": sums([1e298, 1e298, 0, 0])}, "not a sum of distributions"),
+    "whole numbers": (
+        {"total": np.ones((3, C), np.int64)},
+        "wrong type of total; got 'int64'; allowed: float32 float64",
+    ),
+}
 REFUSALS: list[tuple[str, str, dict[str, Any], str]] = [
+    *(("top-k-answer", name, arrays, words) for name, (arrays, words) in TOP.items()),
+    *(("sampled-answer", name, arrays, words) for name, (arrays, words) in DRAWN.items()),
+    *(
+        (kind, name, arrays, words)
+        for kind in CODINGS
+        for name, (arrays, words) in IDS.items()
+        if name != "an id too few"
+    ),
+    *(
+        (kind, name, {"header": header}, words)
+        for kind in CODINGS
+        for name, (header, words) in SENDER.items()
+    ),
     *(("answer", name, arrays, words) for name, (arrays, words) in ROWS.items()),
     *(("consensus", name, arrays, words) for name, (arrays, words) in ROWS.items()),
+    *(("partial", name, arrays, words) for name, (arrays, words) in PARTIAL.items()),
+    *(
+        ("partial", name, arrays, words)
+        for name, (arrays, words) in IDS.items()
+        if "long" not in name
+    ),
+    *(
+        ("partial", name, {"header": header}, words)
+        for name, (header, words) in SENDER.items()
+        if "client" not in name
+    ),
     *(("answer", name, {"header": header}, words) for name, (header, words) in SENDER.items()),
     *(("weights", name, {"header": header}, words) for name, (header, words) in SENDER.items()),
     *(
@@ -321,6 +546,23 @@ def test_a_broken_contract_is_refused(kind: str, changes: dict[str, Any], words:
     with pytest.raises(PayloadError) as error:
         DECODE[kind](forged(kind, **changes))
     assert words in str(error.value)
+
+
+def test_without_a_tail_the_values_are_all_there_is() -> None:
+    """The same values are fine for one class more, which then takes the rest."""
+    parts = {"ids": i32(0), "classes": u8([0, 1]), "values": f32([0.5, 0.25])}
+    data = forged("top-k-answer", **parts)
+    (block,) = decode_sparse(data, Largest(2), n_classes=3).blocks()
+    assert block.values.tolist() == [[0.5, 0.25, 0.25]]
+    with pytest.raises(PayloadError, match="a row is not a distribution"):
+        decode_sparse(data, Largest(2), n_classes=2)
+
+
+@pytest.mark.parametrize("kind", CODINGS)
+def test_an_answer_to_nothing_has_no_rows(kind: str) -> None:
+    answer = Answer(CLIENT, ROUND, i32(), np.zeros((0, C), np.float32))
+    got = decode_sparse(encode_sparse(answer, CODINGS[kind]), CODINGS[kind])
+    assert sum(len(block.ids) + len(block.values) for block in got.blocks()) == 0
 
 
 def test_logits_need_not_be_distributions() -> None:
@@ -412,7 +654,27 @@ def holds(kind: str, got: Any) -> bool:
                 and x.ndim == 4
                 and bool(np.isfinite(x).all())
             )
+        case "partial", Partial(_, clients, ids, (total, voters)):
+            whole = [[float(value).is_integer() for value in row] for row in total]
+            rows = zip(total.tolist(), voters.tolist(), strict=True)
+            return (
+                clients.tolist() == sorted(set(clients.tolist()))
+                and min(clients.tolist()) >= 0
+                and ids.tolist() == sorted(set(ids.tolist()))
+                and set(ids.tolist()) <= set(range(N))
+                and np.shape(whole) in ((len(ids), C), (0,))
+                and all(map(all, whole))
+                and all(
+                    1 <= n <= len(clients)
+                    and min(row) >= 0
+                    and abs(sum(row) / 2**30 / n - 1) < 2e-3
+                    for row, n in rows
+                )
+            )
         case _:
+            if isinstance(got, SparseAnswer):
+                values = np.concatenate([block.values for block in got.blocks()])
+                got = Answer(got.client, got.round, got.ids, values)
             ids = got.ids.tolist()
             return (
                 ids == sorted(set(ids))

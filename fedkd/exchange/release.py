@@ -1,21 +1,28 @@
-"""Stage 3, release: what leaves the client for a sample that it answers."""
+"""Stage 3, release: what leaves the client for a sample that it answers.
+
+`release` makes the values, and `coding` says how they travel: as they are, or as fewer numbers
+that say nearly the same. A student learns from the consensus of what arrived.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedkd.section import Section, table
+from fedkd.sparse import Coding, Draws, Largest
 
 
-class Probabilities(Section):
-    """softmax(logits / temperature): soft labels."""
+class SoftLabels(Section):
+    """What releases of probabilities have in common."""
 
-    name: Literal["probabilities"] = "probabilities"
+    name: str
     temperature: float = Field(1.0, gt=0)
+    simplex: ClassVar[bool] = True
+    """Whether each released row is a distribution over the classes."""
 
     def release(self, logits: Tensor) -> Tensor:
         """Soft labels [n, classes] of logits [n, classes]."""
@@ -25,12 +32,51 @@ class Probabilities(Section):
         """The distribution that a student learns from a consensus [n, classes] of such answers."""
         return consensus
 
+    @property
+    def coding(self) -> Coding | None:
+        """How the values travel; None: as they are."""
+        return None
+
+
+class Probabilities(SoftLabels):
+    """softmax(logits / temperature): soft labels."""
+
+    name: Literal["probabilities"] = "probabilities"
+
+
+class TopK(SoftLabels):
+    """The k largest soft labels of a sample, the rest of the mass spread evenly."""
+
+    name: Literal["top-k"] = "top-k"
+    k: int = Field(5, ge=1)
+    """Classes a sample; all of them, if there are fewer."""
+
+    @property
+    def coding(self) -> Coding:
+        """The k largest."""
+        return Largest(self.k)
+
+
+class Sampled(SoftLabels):
+    """Draws from the soft labels of a sample, as counts: unbiased."""
+
+    name: Literal["sampled"] = "sampled"
+    draws: int = Field(50, ge=1, le=65_535)
+    """Draws a sample, with replacement. At most what a count of two bytes can say."""
+
+    @property
+    def coding(self) -> Coding:
+        """The draws."""
+        return Draws(self.draws)
+
 
 class Logits(Section):
     """The raw logits; the temperature is applied to their consensus."""
 
     name: Literal["logits"] = "logits"
     temperature: float = Field(1.0, gt=0)
+    simplex: ClassVar[bool] = False
+    coding: ClassVar[None] = None
 
     def release(self, logits: Tensor) -> Tensor:
         """The logits [n, classes] themselves."""
@@ -41,5 +87,5 @@ class Logits(Section):
         return torch.softmax(consensus / self.temperature, dim=1)
 
 
-Release = Annotated[Probabilities | Logits, Field(discriminator="name")]
-RELEASES = table(Probabilities, Logits)
+Release = Annotated[Probabilities | TopK | Sampled | Logits, Field(discriminator="name")]
+RELEASES = table(Probabilities, TopK, Sampled, Logits)

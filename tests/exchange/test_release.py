@@ -13,8 +13,9 @@ from scipy.special import softmax
 
 from fedkd import payload
 from fedkd.exchange.combine import Mean
-from fedkd.exchange.release import RELEASES, Logits, Probabilities
+from fedkd.exchange.release import RELEASES, Logits, Probabilities, Sampled, TopK
 from fedkd.payload import Answer
+from fedkd.sparse import Draws, Largest
 
 T = pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
 WILD = hnp.arrays(
@@ -64,9 +65,49 @@ def test_every_release_passes_the_checks_of_the_wire(
         round_=1,
         n_samples=n,
         n_classes=c,
-        simplex=name == "probabilities",
+        simplex=name != "logits",
     )
     np.testing.assert_array_equal(got.values, values)
+    assert row.simplex == (name != "logits")
+
+
+@pytest.mark.parametrize(
+    ("row", "coding"),
+    [
+        (Probabilities(), None),
+        (Logits(), None),
+        (TopK(k=3), Largest(3)),
+        (Sampled(draws=7), Draws(7)),
+    ],
+)
+def test_a_release_says_how_it_travels(row: Logits | TopK, coding: Largest | None) -> None:
+    assert row.coding == coding
+
+
+@T
+@given(WILD, st.integers(1, 8), st.integers(1, 300))
+@settings(deadline=None, max_examples=40)
+def test_sparse_releases_pass_the_checks_of_the_wire(
+    temperature: float, logits: NDArray[np.float32], k: int, n: int
+) -> None:
+    m, c = logits.shape
+    for row in (TopK(temperature=temperature, k=k), Sampled(temperature=temperature, draws=n)):
+        values = row.release(torch.from_numpy(logits)).numpy()
+        np.testing.assert_array_equal(
+            values, Probabilities(temperature=temperature).release(torch.from_numpy(logits))
+        )
+        answer = Answer(0, 1, np.arange(m, dtype=np.int32), values)
+        got = payload.decode_sparse_answer(
+            payload.encode_sparse_answer(answer, row.coding, np.random.default_rng(0)),
+            client=0,
+            round_=1,
+            n_samples=m,
+            n_classes=c,
+            coding=row.coding,
+        )
+        rows = np.concatenate([block.values for block in got.blocks()])
+        assert rows.shape == (m, c)
+        np.testing.assert_allclose(rows.sum(1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", RELEASES)

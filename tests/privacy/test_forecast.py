@@ -41,6 +41,15 @@ KNOWN: dict[str, Scenario] = {
     "nothing": of({}),
     "dp-sgd": trained(),
     "dp-sgd calibrated": trained(epsilon=3.0),
+    "noisy sum": of({"server": {"name": "secure-aggregation", "sigma": 20.0}}),
+    "sum of private models": of(
+        {"training": DP_SGD, "server": {"name": "secure-aggregation", "sigma": 20.0}}
+    ),
+    "sum without noise": of({"server": {"name": "secure-aggregation"}}),
+    "noise for some": released(**SWING, noise="gaussian", noise_from=0.5),
+    "swing of a private model": of(
+        {"training": DP_SGD, "release": {**SWING, "noise": "laplace", "scale": 8.0}}
+    ),
     "error feedback": trained(error_clip=0.5),
     "no noise": trained(noise_multiplier=0),
     "nfdp": of({"training": {"name": "nfdp"}}),
@@ -69,7 +78,7 @@ KNOWN: dict[str, Scenario] = {
     "budget of clients": of(
         {"release": {"name": "sampled-label", "bound": 0.05}, "budget": 5.0, "unit": "client"}
     ),
-    "budget that bears nothing": of({"budget": 1.0}),
+    "budget that bears nothing": of({"training": DP_SGD, "budget": 0.1}),
 }
 
 
@@ -104,6 +113,14 @@ BOUNDED: dict[str, Scenario] = {
         {"training": DP_SGD, "filter": {"name": "dp-kmeans"}},
         method=FILTERED,
         proxy={"name": "contributed"},
+    ),
+    "noisy sum of filtered answers": of(
+        {
+            "training": DP_SGD,
+            "filter": {"name": "dp-kmeans"},
+            "server": {"name": "secure-aggregation", "sigma": 20.0},
+        },
+        method=FILTERED,
     ),
     "dp-kernel and laplace": of(
         {

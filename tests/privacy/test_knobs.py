@@ -40,8 +40,10 @@ def test_every_knob_is_a_setting_that_costs_something() -> None:
             "filter": {"filter": {"name": "dp-kernel"}},
             "gaussian": {"release": {"name": "gaussian"}},
             "label": {"release": {"name": "sampled-label"}},
-            "swing": {"release": {"name": "swing", "noise": "laplace"}},
-            "quiet swing": {"release": {"name": "swing"}},
+            "swing": {"release": {"name": "swing", "degree": "density", "noise": "laplace"}},
+            "noisy sum": {"server": {"name": "secure-aggregation", "sigma": 3.0}},
+            "sum": {"server": {"name": "secure-aggregation"}},
+            "quiet swing": {"release": {"name": "swing", "degree": "density"}},
         }.items()
     }
     assert all(keys.pop() == "training.rounds" for keys in found.values())
@@ -53,6 +55,8 @@ def test_every_knob_is_a_setting_that_costs_something() -> None:
         "gaussian": ["privacy.release.epsilon"],
         "label": ["privacy.release.bound"],
         "swing": ["privacy.release.scale"],
+        "noisy sum": ["privacy.server.sigma"],
+        "sum": [],
         "quiet swing": [],
     }
     shut = small(

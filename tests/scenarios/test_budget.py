@@ -95,26 +95,27 @@ def test_a_record_target_is_spent_by_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "release",
+    "row",
     [
         {"name": "gaussian"},
         {"name": "laplace"},
         {"name": "randomised-response"},
         {"name": "sampled-label"},
         {"name": "swing", "degree": "density", "noise": "gaussian"},
+        {"name": "secure-aggregation", "sigma": 1.0},
     ],
-    ids=lambda release: str(release["name"]),
+    ids=lambda row: str(row["name"]),
 )
-def test_a_client_target_is_spent_by_the_run(release: dict[str, Any]) -> None:
-    privacy = {"release": release, "unit": "client"}
+def test_a_client_target_is_spent_by_the_run(row: dict[str, Any]) -> None:
+    part = "server" if row["name"] == "secure-aggregation" else "release"
+    privacy = {part: row, "unit": "client"}
     scenario = on_target(small(privacy=privacy, proxy=PUBLIC, method=OPEN), 6.0)
     (client,) = [s for s in simulate(scenario).spent["edgefd"] if s.total.spent.protects == CLIENT]
     assert 5.8 < client.total.epsilon <= 6.0
 
 
 def test_a_budget_does_not_make_a_target_cheaper() -> None:
-    scenario = private(training={**DP_SGD}, budget=1.0)
-    scenario = scenario.model_copy(update={"method": small(method=OPEN).method})
+    scenario = small(privacy={"training": DP_SGD, "budget": 1.0}, proxy=PUBLIC, method=OPEN)
     done = on_target(scenario, 4.0)
     assert done.privacy.budget == 1.0
     free = done.model_copy(update={"privacy": done.privacy.model_copy(update={"budget": None})})

@@ -206,9 +206,7 @@ def test_exposure_is_empirical_and_perplexity_is_in_the_table(tmp_path: Path) ->
     assert "gives 1.44 on average" in text
     assert "exposure" not in seen.text["guaranteed"]
     assert seen.text["rows"] == f"{2 * 12 * 64:,}"  # every position of every record, twice
-    assert "Empirical: answers to proxy samples: swing by patterns, without noise" in squeezed(
-        seen.text["open"]
-    )
+    assert "Empirical: answers to proxy samples: swing by patterns" in squeezed(seen.text["open"])
     column = seen.lines[0].index("perplexity")
     assert float(seen.lines[1][column]) == pytest.approx(event["perplexity"], abs=0.005)
     shown = said(lambda console: console.print(table_of(result)))
