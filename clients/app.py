@@ -205,10 +205,12 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
     sent: dict[int, Sealed | None] = {}
     for turn, (ids, values) in zip(turns, answers, strict=True):
         client = turn.client
-        claim = guard.claim_of_answers(
-            client, claims.get(client.id, protect.NO_ROWS), proxy.n_samples
+        claim = protect.claim_of_sum(
+            client.scenario, claims.get(client.id, protect.NO_ROWS), proxy.n_samples
         )
-        entry = turn.guard.entry("soft labels", len(ids), guard.readers(client), claim)
+        entry = turn.guard.entry(
+            "soft labels", len(ids), protect.readers(client.scenario.privacy), claim
+        )
         receipt = turn.guard.charge(entry, most)
         if receipt is None:
             continue
@@ -238,7 +240,7 @@ def _masks(turns: Sequence[Turn], proxy: ProxySet) -> dict[int, tuple[Receipt, .
     Returns: for each client that has one, the receipts that its answers need beside their own.
     """
     scenario = turns[0].client.scenario
-    again = guard.mask_changes(scenario)
+    again = protect.mask_changes(scenario)
     claim = protect.claim_of_mask(scenario)
     receipts: dict[int, tuple[Receipt, ...]] = {}
     unsure = []
@@ -246,7 +248,7 @@ def _masks(turns: Sequence[Turn], proxy: ProxySet) -> dict[int, tuple[Receipt, .
         paid: tuple[Receipt, ...] = ()
         if "mask" not in turn.state or again:
             if claim is not None:
-                seen_by = guard.readers_of_mask(turn.client)
+                seen_by = protect.readers_of_mask(scenario.privacy)
                 entry = turn.guard.entry("accept mask", len(proxy.x), seen_by, claim)
                 receipt = turn.guard.charge(entry)
                 if receipt is None:
@@ -263,9 +265,9 @@ def _masks(turns: Sequence[Turn], proxy: ProxySet) -> dict[int, tuple[Receipt, .
 
 
 def _weights(turn: Turn) -> Sealed | None:
-    client = turn.client
+    client, training = turn.client, turn.client.scenario.privacy.training
     receipt = turn.guard.charge(
-        turn.guard.entry("weights", 1, "server", guard.claim_of_model(client))
+        turn.guard.entry("weights", 1, "server", protect.claim_of_model(training))
     )
     if receipt is None:
         return None

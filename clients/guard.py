@@ -23,18 +23,16 @@ from torch import Tensor
 from clients.client import Client, ProxySet
 from clients.store import ClientStore
 from fedkd import protection, training
-from fedkd.config import Scenario
 from fedkd.data.tokens import VOCABULARY, Tokens, decode, encode
-from fedkd.exchange.gate import needs_scores
 from fedkd.exchange.kmeans import distances, kmeans
 from fedkd.models.zoo import Classifier
 from fedkd.rng import torch_stream
-from privacy import degrees, dpsgd, nfdp, private_filter, protect, secagg, swing
+from privacy import degrees, dpsgd, nfdp, private_filter, protect, swing
 from privacy.degrees import Evidence
-from privacy.ledger import Receipt, Release, SeenBy, Sensitivity, What
+from privacy.ledger import Receipt, Release, SeenBy, What
 from privacy.ngrams import NGrams
 from privacy.protect import Claim, Occasion
-from privacy.totals import Budget, affords
+from privacy.totals import affords
 
 
 @dataclass(frozen=True)
@@ -63,21 +61,13 @@ class Guard:
         entry that is kept already is paid for, so a repeated message gets its receipt again.
         """
         ledger = self.store.ledger(self.client.id)
-        budget = budget_of(self.client.scenario.privacy)
+        budget = protect.budget_of(self.client.scenario.privacy)
         rows = entry.rows + sum(kept.rows for kept in ledger.entries() if kept.what == entry.what)
         too_many = most_rows is not None and rows > most_rows and entry not in ledger
         if too_many or (budget is not None and not affords(ledger, budget, entry)):
             self.client.metrics["abstained"] = 1.0
             return None
         return ledger.record(entry)
-
-
-def budget_of(privacy: protection.Privacy) -> Budget | None:
-    """The scenario's budget; None if a client may spend without end."""
-    if privacy.budget is None:
-        return None
-    protects = {"record": protect.RECORD, "client": protect.CLIENT}[privacy.unit]
-    return Budget(**protects._asdict(), epsilon=privacy.budget, delta=privacy.delta)
 
 
 def may_train(guard: Guard) -> bool:
@@ -123,16 +113,6 @@ def _record_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return training.record_losses(training.cross_entropy, logits, labels)
 
 
-def mask_changes(scenario: Scenario) -> bool:
-    """Whether the accept mask is made anew in each round, as where a score looks at features.
-
-    A private filter never looks at a model, so it is asked, and paid for, once.
-    """
-    method = scenario.method
-    plain = isinstance(scenario.privacy.filter, protection.PlainFilter)
-    return plain and needs_scores(method.gate) and method.score.space == "features"
-
-
 def private_mask(client: Client, proxy: ProxySet, own: Tensor) -> tuple[Tensor, float]:
     """The accept mask [n] of proxy images and its threshold by the scenario's private filter.
 
@@ -167,64 +147,14 @@ def told(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) -> tu
     the model and what is public goes into the release. Temperatures by density read the records.
     Raises: FedkdError for logits that are not finite.
     """
-    privacy, model = client.scenario.privacy, claim_of_model(client)
+    privacy = client.scenario.privacy
     if isinstance(privacy.release, protection.PlainRelease):
-        return client.scenario.method.release.release(logits), model
+        values = client.scenario.method.release.release(logits)
+        return values, protect.claim_of_model(privacy.training)
     noise = torch_stream(client.seed, "client", client.round, client.id, "release noise")
     occasion = _occasion(client, proxy, records, logits)
-    values, claim = protect.answers(privacy, logits, occasion, noise)
-    reads = isinstance(privacy.release, protection.Swing) and privacy.release.reads_records
-    if model.guarantee != "proved" or reads:
-        return values, claim
-    if claim.guarantee != "proved":
-        return values, model._replace(reason=f"{claim.reason}, {model.reason}")
-    return values, claim._replace(derived_from=model.derived_from)
-
-
-def readers(client: Client) -> SeenBy:
-    """Who sees a client's answers, and which samples it answered."""
-    secure = isinstance(client.scenario.privacy.server, protection.SecureAggregation)
-    return "sum only" if secure else "server"
-
-
-def readers_of_mask(client: Client) -> SeenBy:
-    """As `readers`, of the mask by itself: a noisy sum holds it, and the answers' entry says so."""
-    return "no one" if _sum_noise(client) else readers(client)
-
-
-def claim_of_answers(client: Client, claim: Claim, n_samples: int) -> Claim:
-    """What may be claimed of answers, given the claim of each row: more, if the sum is noisy.
-
-    For a whole client the noise is enough. For a record it adds nothing that is known: there the
-    table is as safe as the model and the mask that it is made of.
-    """
-    std = _sum_noise(client)
-    if not std:
-        return claim
-    event = secagg.sum_event(std, n_samples, "replace")
-    model, mask = claim_of_model(client), protect.claim_of_mask(client.scenario)
-    made_of: tuple[What, ...] = ()
-    if model.guarantee == "proved":
-        made_of = model.derived_from if mask is None else (*model.derived_from, "accept mask")
-    moved = Sensitivity(norm="l2", bound=(2 * n_samples) ** 0.5)
-    return Claim("proved", "noise on the sum over clients", (event,), made_of, moved)
-
-
-def _sum_noise(client: Client) -> float:
-    """The standard deviation of the noise that clients make together; 0 if there is none."""
-    row = client.scenario.privacy.server
-    return row.sigma if isinstance(row, protection.SecureAggregation) else 0.0
-
-
-def claim_of_model(client: Client) -> Claim:
-    """What may be claimed of anything that is computed from the client's model alone."""
-    match client.scenario.privacy.training:
-        case protection.DpSgd(noisy=True):
-            return Claim("proved", "of a model trained with DP-SGD", derived_from=("training",))
-        case protection.Nfdp():
-            return Claim("empirical", "of a model trained on a part of the records (NFDP)")
-        case _:
-            return protect.NOTHING
+    values, _ = protect.answers(privacy, logits, occasion, noise)
+    return values, protect.claim_of_release(privacy, occasion, len(logits), logits.shape[1])
 
 
 def most_told(client: Client, proxy: ProxySet) -> int | None:

@@ -205,10 +205,23 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
+def look(path: Path) -> tuple[Release, ...]:
+    """The entries of a ledger's file so far, for a reader: nothing is written or remembered."""
+    data = path.read_bytes()
+    return tuple(_entries(path, data[: data.rfind(b"\n") + 1]))
+
+
 def _read(path: Path) -> dict[Release, None]:
     """The entries of a file; a last line that a crash has torn is cut off."""
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
+    entries = _entries(path, whole)
+    if len(whole) < len(data):
+        os.truncate(path, len(whole))
+    return entries
+
+
+def _entries(path: Path, whole: bytes) -> dict[Release, None]:
     entries: dict[Release, None] = {}
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
@@ -220,6 +233,4 @@ def _read(path: Path) -> dict[Release, None]:
                 fix=f"put back the line as it was ({error.errors()[0]['msg']}); without it, what "
                 "was spent is not known",
             ) from None
-    if len(whole) < len(data):
-        os.truncate(path, len(whole))
     return entries

@@ -106,10 +106,15 @@ def affords(ledger: Ledger, budget: Budget, *releases: Release) -> bool:
     if not new:
         return True
     entries, protects = (*ledger.entries(), *new), budget.protects
+    return at_most(entries, protects, budget.delta) <= budget.epsilon
+
+
+def at_most(entries: Iterable[Release], protects: Protects, delta: float) -> float:
+    """As `total(...).epsilon`, by RDP alone; infinite where something left without a proof."""
+    entries = tuple(entries)
     if _bare(entries, protects):
-        return False
-    events = _events(entries, protects)
-    return accounting.rdp_epsilon(events, protects, budget.delta) <= budget.epsilon
+        return math.inf
+    return accounting.rdp_epsilon(_events(entries, protects), protects, delta)
 
 
 def _events(entries: Iterable[Release], protects: Protects) -> list[Event]:
