@@ -24,14 +24,14 @@ from clients.client import Client, ProxySet
 from clients.store import ClientStore
 from fedkd import protection, training
 from fedkd.config import Scenario
-from fedkd.data.tokens import VOCABULARY, Tokens, decode
+from fedkd.data.tokens import VOCABULARY, Tokens, decode, encode
 from fedkd.exchange.gate import needs_scores
 from fedkd.exchange.kmeans import distances, kmeans
 from fedkd.models.zoo import Classifier
 from fedkd.rng import torch_stream
-from privacy import degrees, dpsgd, nfdp, private_filter, protect, swing
+from privacy import degrees, dpsgd, nfdp, private_filter, protect, secagg, swing
 from privacy.degrees import Evidence
-from privacy.ledger import Receipt, Release, SeenBy, What
+from privacy.ledger import Receipt, Release, SeenBy, Sensitivity, What
 from privacy.ngrams import NGrams
 from privacy.protect import Claim, Occasion
 from privacy.totals import Budget, affords
@@ -181,6 +181,41 @@ def told(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) -> tu
     return values, claim._replace(derived_from=model.derived_from)
 
 
+def readers(client: Client) -> SeenBy:
+    """Who sees a client's answers, and which samples it answered."""
+    secure = isinstance(client.scenario.privacy.server, protection.SecureAggregation)
+    return "sum only" if secure else "server"
+
+
+def readers_of_mask(client: Client) -> SeenBy:
+    """As `readers`, of the mask by itself: a noisy sum holds it, and the answers' entry says so."""
+    return "no one" if _sum_noise(client) else readers(client)
+
+
+def claim_of_answers(client: Client, claim: Claim, n_samples: int) -> Claim:
+    """What may be claimed of answers, given the claim of each row: more, if the sum is noisy.
+
+    For a whole client the noise is enough. For a record it adds nothing that is known: there the
+    table is as safe as the model and the mask that it is made of.
+    """
+    std = _sum_noise(client)
+    if not std:
+        return claim
+    event = secagg.sum_event(std, n_samples, "replace")
+    model, mask = claim_of_model(client), protect.claim_of_mask(client.scenario)
+    made_of: tuple[What, ...] = ()
+    if model.guarantee == "proved":
+        made_of = model.derived_from if mask is None else (*model.derived_from, "accept mask")
+    moved = Sensitivity(norm="l2", bound=(2 * n_samples) ** 0.5)
+    return Claim("proved", "noise on the sum over clients", (event,), made_of, moved)
+
+
+def _sum_noise(client: Client) -> float:
+    """The standard deviation of the noise that clients make together; 0 if there is none."""
+    row = client.scenario.privacy.server
+    return row.sigma if isinstance(row, protection.SecureAggregation) else 0.0
+
+
 def claim_of_model(client: Client) -> Claim:
     """What may be claimed of anything that is computed from the client's model alone."""
     match client.scenario.privacy.training:
@@ -205,7 +240,10 @@ def _occasion(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) 
     row = scenario.privacy.release
     degree: Tensor | None = None
     origin: degrees.Origin = "public"
+    pooled: tuple[int, ...] = ()
     if isinstance(row, protection.Swing):
+        if client.world.tokens is not None:
+            pooled = tuple(sorted(set(encode(row.pooled, client.world.tokens).tolist())))
         if row.degree in protection.TEXT_DEGREES:
             degree = public_degrees(proxy, row, client.world.tokens)[_positions(records, proxy)]
         else:
@@ -216,6 +254,7 @@ def _occasion(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) 
         delta=scenario.privacy.delta,
         degrees=degree,
         origin=origin,
+        pooled=pooled,
     )
 
 
@@ -288,6 +327,4 @@ def lesson(client: Client, proxy: ProxySet, ids: Tensor, target: Tensor) -> Tens
     else:
         degree = torch.zeros(len(ids))
         swinging = protect.swing_of(row, "private")
-    temperatures = swinging.told(degree)
-    weights = torch.ones_like(temperatures) if swinging.noise is None else temperatures**-2
-    return swing.rows(swing.Swung(target, temperatures, weights))
+    return swing.rows(swing.Swung(target, swinging.told(degree), swinging.weights(degree)))

@@ -32,7 +32,7 @@ from fedkd.exchange.methods import METHODS, Exchange
 from fedkd.exchange.release import Release
 from fedkd.exchange.score import Score
 from fedkd.models.zoo import MODELS
-from fedkd.protection import Privacy
+from fedkd.protection import PlainServer, Privacy
 from fedkd.section import Section
 
 STAGES = ("score", "gate", "release", "combine", "distill")
@@ -198,6 +198,7 @@ class Scenario(Section):
                 value=block,
                 allowed=f"1 number, or {len(names)}",
             )
+        self.privacy.check_server(self.method.exchange, self.method.release.name)
         release, distill = self.method.release, self.method.distill
         if release.temperature != distill.temperature:
             raise FedkdError(
@@ -250,8 +251,15 @@ class Scenario(Section):
         return self.model_copy(update={"grid": grid})
 
     def row(self, reference: str) -> Scenario:
-        """This scenario as one of the `REFERENCES`."""
-        return self.model_copy(update={**REFERENCES[reference][1](self), "references": ()})
+        """This scenario as one of the `REFERENCES`.
+
+        Where a row has no soft labels, there is nothing for `privacy.server` to protect.
+        """
+        row = self.model_copy(update={**REFERENCES[reference][1](self), "references": ()})
+        if row.method.exchange == "soft-labels":
+            return row
+        privacy = self.privacy.model_copy(update={"server": PlainServer()})
+        return row.model_copy(update={"privacy": privacy})
 
 
 def _method(name: str) -> dict[str, Any]:

@@ -131,18 +131,22 @@ def _unproved_for_clients(scenario: Scenario) -> tuple[str, str] | None:
         return ("contributed samples leave in the clear", 'proxy.name = "public" or "foreign"')
     if method.exchange == "weights":
         return ("weights leave as they are", "a method that exchanges soft labels")
+    if isinstance(privacy.server, protection.SecureAggregation) and privacy.server.sigma > 0:
+        return None  # answers and masks are in one noised sum
     if needs_scores(method.gate):
         return (
             f"the gate {method.gate.name} tells of all that a client has",
             'method.gate.name = "open"',
         )
-    summed = isinstance(privacy.server, protection.SecureAggregation) and privacy.server.sigma > 0
     release = privacy.release
-    noised = isinstance(release, protection.Swing) and release.noise != "none"
-    if not summed and not noised and not isinstance(release, PROVED):
+    if isinstance(release, protection.Swing):
+        proved = release.noise != "none" and release.noise_from == 0
+    else:
+        proved = isinstance(release, PROVED)
+    if not proved:
         return (
             f"the release {release.name} proves nothing",
             'privacy.release.name = "gaussian", "laplace", "sampled-label" or '
-            '"randomised-response", or swing with noise',
+            '"randomised-response", or swing with noise everywhere',
         )
     return None

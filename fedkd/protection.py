@@ -158,7 +158,11 @@ class Swing(Section):
     sharpness: float = Field(1.0, gt=0)
     noise: Literal["none", "gaussian", "laplace"] = "none"
     scale: float = Field(0.1, gt=0)
-    """Of the noise on every soft label: its standard deviation, or Laplace scale."""
+    """Of the noise on a soft label: its standard deviation, or Laplace scale."""
+    noise_from: float = Field(0.0, ge=0, le=1)
+    """The least degree that is noised. Above 0 nothing is claimed: it is empirical."""
+    pooled: str = ""
+    """Of texts: characters that answers never tell apart, as the alphabet of secrets."""
 
     @model_validator(mode="after")
     def _swings(self) -> Swing:
@@ -247,3 +251,44 @@ class Privacy(Section):
     """The epsilon at which a client stops: it abstains from then on, and the run goes on."""
     unit: Literal["record", "client"] = "record"
     """Whom the budget protects: one record added or removed, or a client's whole data replaced."""
+
+    @property
+    def noised(self) -> bool:
+        """Whether every answer has noise of its own before it leaves."""
+        if isinstance(self.release, Swing):
+            return self.release.noise != "none"
+        return not isinstance(self.release, PlainRelease | TopOne)
+
+    def check_server(self, exchange: str, release: str) -> None:
+        """Args: exchange, release: what the method exchanges, and the name of its release.
+
+        Raises: FedkdError where the server's protection does not go with the rest.
+        """
+        if isinstance(self.server, PlainServer):
+            return
+        if exchange != "soft-labels":
+            raise FedkdError(
+                f"privacy.server.name = {self.server.name!r} protects a sum of soft labels, and "
+                "this method sends none",
+                value=exchange,
+                allowed="a method that exchanges soft-labels",
+                fix='privacy.server.name = "plain"',
+            )
+        secure = isinstance(self.server, SecureAggregation)
+        # A table under a mask is sent whole, so a coding would lose something and save nothing.
+        allowed = ("probabilities",) if secure else ("probabilities", "top-k", "sampled")
+        if release not in allowed:
+            raise FedkdError(
+                f"privacy.server.name = {self.server.name!r} does not go with this release",
+                value=f"method.release.name = {release!r}",
+                allowed=", ".join(allowed),
+                fix='method.release.name = "probabilities"',
+            )
+        if isinstance(self.server, SecureAggregation) and self.server.sigma and self.noised:
+            raise FedkdError(
+                "answers would get noise twice, and be charged for one of them",
+                value=f"privacy.server.sigma = {self.server.sigma:g} and "
+                f"privacy.release.name = {self.release.name!r}",
+                allowed="one of the two",
+                fix='privacy.server.sigma = 0, or privacy.release.name = "plain"',
+            )

@@ -47,6 +47,7 @@ class Release(Section):
     """One thing that left one client in one round, or that what left was made of."""
 
     client: int
+    """A partition id; -1, in the server's own ledger, stands for any one client."""
     round: int
     what: What
     rows: int = Field(ge=0)
@@ -92,7 +93,7 @@ class Receipt:
 
 
 class Sealed(NamedTuple):
-    """Bytes that may leave, since every release in them is recorded. Made by `seal`."""
+    """Bytes that may leave: all that is private in them is recorded. Made by `seal`, `public`."""
 
     data: Bytes
     receipts: tuple[Receipt, ...]
@@ -115,6 +116,11 @@ def seal(data: Bytes, *receipts: Receipt, client: int, round_: int) -> Sealed:
                 allowed=f"client {client}, round {round_}, seen by others",
             )
     return Sealed(data, receipts)
+
+
+def public(data: Bytes) -> Sealed:
+    """What the client app may send without an entry: bytes drawn without looking at its data."""
+    return Sealed(data, ())
 
 
 class _Known(NamedTuple):

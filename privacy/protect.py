@@ -2,6 +2,7 @@
 
 `answers` does what the rows of `privacy.release` say. `claim_of_training` and `claim_of_mask` say
 what the other two parts cost, before anything is computed, so that a budget can be asked first.
+`consensus_of` and `clear_labels` are what the server does before it tells a consensus.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from dp_accounting import NonPrivateDpEvent
 from dp_accounting.rdp import RdpAccountant
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from fedkd import protection
 from fedkd.config import Phase, Scenario, Training
 from fedkd.errors import FedkdError
+from fedkd.exchange.combine import Consensus
 from fedkd.exchange.gate import needs_scores
 from fedkd.protection import Privacy
 from privacy import mechanisms, nfdp, private_filter, swing
-from privacy.accounting import from_dp_event, least_gaussian
+from privacy.accounting import from_dp_event, least_gaussian, quiet
 from privacy.degrees import Origin
 from privacy.dpsgd_cost import (
     error_feedback_event,
@@ -31,9 +36,10 @@ from privacy.dpsgd_cost import (
     schedule,
 )
 from privacy.events import Event, Protects
+from privacy.gnmax import ConfidentGNMax
 from privacy.ledger import Sensitivity, What
 from privacy.mechanisms import Cost
-from privacy.sensitivity import Neighbours, SoftLabels
+from privacy.sensitivity import Neighbours, SoftLabels, project
 
 CLIENT = Protects("client", "replace")
 RECORD = private_filter.RECORD
@@ -76,15 +82,16 @@ def dp_sgd_of(
     """
     if row.epsilon is None:
         return row
-    noise = noise_multiplier(
-        n_records,
-        training.local,
-        rounds=training.rounds,
-        participation=training.participation,
-        epsilon=row.epsilon,
-        delta=delta,
-        accountant=RdpAccountant,  # the ledger shows the larger of PLD and RDP, and that is RDP
-    )
+    with quiet():
+        noise = noise_multiplier(
+            n_records,
+            training.local,
+            rounds=training.rounds,
+            participation=training.participation,
+            epsilon=row.epsilon,
+            delta=delta,
+            accountant=RdpAccountant,  # the ledger shows the larger of PLD and RDP: that is RDP
+        )
     return row.model_copy(update={"noise_multiplier": noise})
 
 
@@ -126,6 +133,8 @@ class Occasion:
     """For Swing: [m], of the positions answered."""
     origin: Origin = "public"
     """Who can compute the degrees."""
+    pooled: tuple[int, ...] = ()
+    """For Swing: the classes that answers do not tell apart."""
 
 
 def most_rows(scenario: Scenario, n_samples: int) -> int:
@@ -164,17 +173,47 @@ def answers(
         case protection.Swing() as row:
             if occasion.degrees is None:
                 raise FedkdError("swing needs a degree for each position", value=row.degree)
-            swung = swing_of(row, occasion.origin)
+            swung = swing_of(row, occasion.origin, occasion.pooled)
             values = swung.release(logits, occasion.degrees, generator).values
-            if row.noise == "none":
-                return values, Claim("empirical", f"swing by {row.degree}, without noise")
             return values, _claim(swung.cost(occasion.degrees, n_classes), f"swing by {row.degree}")
         case other:
             raise FedkdError("no mechanism of this name releases answers", value=other.name)
 
 
-def swing_of(row: protection.Swing, origin: Origin) -> swing.Swing:
-    """The Swing that a scenario asks for."""
+def consensus_of(privacy: Privacy, consensus: Consensus) -> Consensus:
+    """What the server tells of the clients' mean answers: without the bias of randomised response.
+
+    The mean of answers that are partly drawn at random is that of the true ones, pulled to 1 / C.
+    That is undone, and the nearest distributions are told, since an estimate may leave [0, 1].
+    Guarantee: post-processing of what the clients have charged, so no event.
+    """
+    row = privacy.release
+    if not isinstance(row, protection.RandomisedResponse):
+        return consensus
+    mean = torch.from_numpy(consensus.values).double()
+    unbiased = mechanisms.RandomisedResponse(row.epsilon, mean.shape[1]).unbias(mean)
+    return Consensus(consensus.ids, project(unbiased).float().numpy())
+
+
+def clear_labels(
+    row: protection.GnMax, votes: NDArray[np.float64], generator: torch.Generator
+) -> tuple[Consensus, Claim]:
+    """The winners, one-hot, of the vote sums [n, classes] that are clear, and what that costs.
+
+    Guarantee: replace one client, for all who read the consensus; the server is trusted. Each of
+    the n sums is a query, those of samples that nobody answered too, since which these are is
+    private. All are charged as if they had been answered: how many are is known only afterwards,
+    and a cost that depends on the data is no epsilon. (PATE charges the answered ones alone.)
+    """
+    mechanism = ConfidentGNMax(row.threshold, row.sigma_threshold, row.sigma)
+    clear = mechanism.release(torch.from_numpy(votes), generator)
+    labels = one_hot(clear.labels, votes.shape[1]).float().numpy()
+    claim = _claim(mechanism.cost(len(votes), len(votes)), "Confident-GNMax")
+    return Consensus(clear.rows.numpy().astype(np.int32), labels), claim
+
+
+def swing_of(row: protection.Swing, origin: Origin, pooled: tuple[int, ...] = ()) -> swing.Swing:
+    """The Swing that a scenario asks for; `pooled` are the classes of `row.pooled`."""
     noises: dict[str, Callable[[float], mechanisms.Noise]] = {
         "gaussian": mechanisms.Gaussian,
         "laplace": mechanisms.Laplace,
@@ -186,6 +225,8 @@ def swing_of(row: protection.Swing, origin: Origin) -> swing.Swing:
         t_min=row.t_min,
         t_max=row.t_max,
         sharpness=row.sharpness,
+        noise_from=row.noise_from,
+        pooled=pooled,
     )
 
 

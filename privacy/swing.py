@@ -42,7 +42,8 @@ class Swing:
     """T = t_min (t_max/t_min)^(d^sharpness) of degrees d in [0, 1]; logits clipped at +-bound.
 
     Guarantee: replace one client; all rows of `values`, with `temperatures` and `weights`. Event:
-    one Gaussian mechanism, or a composition of Laplace mechanisms; NonPrivateDpEvent without noise.
+    one Gaussian mechanism, or a composition of Laplace mechanisms; NonPrivateDpEvent without noise,
+    or with noise on some positions only.
     """
 
     degrees: Literal["public", "private"]
@@ -52,6 +53,11 @@ class Swing:
     t_min: float = 1.0
     t_max: float = 20.0
     sharpness: float = 1.0
+    noise_from: float = 0.0
+    """The least degree that is noised. Above 0 some positions are not, so nothing is claimed."""
+    pooled: tuple[int, ...] = ()
+    """Classes that answers do not tell apart, at any position: the alphabet of secrets. A model
+    that remembers a secret also hints at its symbols where the text has none. Ours."""
 
     def __post_init__(self) -> None:
         positive(bound=self.bound, t_min=self.t_min, sharpness=self.sharpness)
@@ -79,17 +85,33 @@ class Swing:
         return self.t_min * (self.t_max / self.t_min) ** (d**self.sharpness)
 
     def soften(self, logits: Tensor, degrees: Tensor) -> Tensor:
-        """Soft labels float64 [m, classes] before the noise: softmax(clipped / T)."""
+        """Soft labels float64 [m, classes] before the noise: softmax(clipped / T).
+
+        Pooled classes share what they have together equally, which moves no row further apart.
+        """
         clipped = clip_logits(logits, self.bound)
-        return torch.softmax(clipped / self.temperatures(degrees)[:, None], dim=1)
+        q = torch.softmax(clipped / self.temperatures(degrees)[:, None], dim=1)
+        if self.pooled:
+            alike = list(self.pooled)
+            q[:, alike] = q[:, alike].mean(dim=1, keepdim=True)
+        return q
 
     def release(self, logits: Tensor, degrees: Tensor, generator: torch.Generator) -> Swung:
         """What leaves, of logits [m, classes] at positions with degrees [m]."""
         q = self.soften(logits, degrees)
         told = self.told(degrees)
+        if self.noise is not None:
+            noised = (degrees >= self.noise_from)[:, None].to(q.device)
+            q = torch.where(noised, project(self.noise.add(q, generator)), q)
+        return Swung(q.float(), told, self.weights(degrees))
+
+    def weights(self, degrees: Tensor) -> Tensor:
+        """The weights float64 [m] of positions with degrees [m]; of private ones, all alike."""
+        told = self.told(degrees)
         if self.noise is None:
-            return Swung(q.float(), told, torch.ones_like(told))
-        return Swung(project(self.noise.add(q, generator)).float(), told, told**-2)
+            return torch.ones_like(told)
+        known = torch.ones_like(degrees) if self.degrees == "private" else degrees
+        return torch.where(known >= self.noise_from, told**-2, 1.0)
 
     def told(self, degrees: Tensor) -> Tensor:
         """The temperatures float64 [m] that readers may know, and that the cost is taken at."""
@@ -102,7 +124,7 @@ class Swing:
         Of private degrees only their number is used, so the charge itself tells nothing.
         """
         told = self.told(degrees)
-        if self.noise is None:
+        if self.noise is None or self.noise_from > 0:
             event, pure, largest = dp_accounting.NonPrivateDpEvent(), None, None
         else:
             if isinstance(self.noise, Gaussian):

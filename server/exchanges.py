@@ -6,6 +6,7 @@ Each kind says what goes down with `train`, takes what comes up, and says what g
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,19 +15,29 @@ from numpy.typing import NDArray
 
 from fedkd import payload
 from fedkd.errors import FedkdError, PayloadError
-from fedkd.exchange.combine import Consensus, WeightAverage
+from fedkd.exchange.combine import GRID, Consensus, Mean, WeightAverage
 from fedkd.models.zoo import build
+from fedkd.protection import GnMax, PlainServer, SecureAggregation
 from fedkd.rng import torch_stream
+from privacy import protect
+from privacy.ledger import Ledger, Release
 from server import measures
+from server.calls import Talk
+from server.hearing import Hearing, Single, Sizes
+from server.secure import SecureSum
 from server.setup import Job, Roster
 
 Arrays = dict[str, NDArray[Any]]
+Told = tuple[payload.Bytes | None, dict[str, Any]]
 
 
 class Exchange(Protocol):
-    """One round after the other: `ask`, then `hear` each client in order, then `tell`."""
+    """One round after the other: `ask`, then `hear` each client in order, then `tell`.
 
-    def ask(self, round_: int) -> payload.Bytes | None:
+    Before and after the answers, an exchange may `talk` to the clients of the round.
+    """
+
+    def ask(self, round_: int, talk: Talk) -> payload.Bytes | None:
         """What every participant gets with `train`."""
 
     def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
@@ -35,7 +46,14 @@ class Exchange(Protocol):
         Raises: PayloadError if the reply breaks the contract; it is then as if it never came.
         """
 
-    def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
+    @property
+    def sums(self) -> Sizes | None:
+        """What a worker must know to add answers up itself; None if each one is needed here."""
+
+    def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
+        """Take the sum of some clients' answers; return the clients. Raises: PayloadError."""
+
+    def tell(self, round_: int, talk: Talk) -> Told:
         """What every participant gets with `evaluate`, and what to log about it."""
 
     def arrays(self) -> Arrays:
@@ -45,10 +63,10 @@ class Exchange(Protocol):
         """Go back to a checkpoint."""
 
 
-class Nothing:
+class Nothing(Single):
     """Clients learn alone."""
 
-    def ask(self, round_: int) -> payload.Bytes | None:
+    def ask(self, round_: int, talk: Talk) -> payload.Bytes | None:
         """Nothing."""
         return None
 
@@ -56,7 +74,7 @@ class Nothing:
         """Nothing is expected."""
         return {}
 
-    def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
+    def tell(self, round_: int, talk: Talk) -> Told:
         """Nothing."""
         return None, {}
 
@@ -82,7 +100,7 @@ class ProxyLabels(Nothing):
         onehot = np.eye(roster.n_classes, dtype=np.float32)[labels[known]]
         self._truth = Consensus(known, onehot)
 
-    def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
+    def tell(self, round_: int, talk: Talk) -> Told:
         """The labels as one-hot rows."""
         return payload.encode_consensus(self._truth, round_), {}
 
@@ -90,59 +108,72 @@ class ProxyLabels(Nothing):
 class SoftLabels:
     """Answers up, their consensus down."""
 
-    def __init__(self, job: Job, roster: Roster) -> None:
+    def __init__(self, job: Job, roster: Roster, ledger: Ledger) -> None:
         assert roster.pool is not None  # every method of this exchange uses a pool
-        self._roster = roster
-        self._world = job.world
-        self._n_samples = len(roster.pool.x) * roster.positions
+        self._truth = roster.truth
+        self._ledger = ledger
+        self._scenario = job.scenario
+        self._seed = job.seed
+        self._sizes = Sizes(
+            len(roster.pool.x) * roster.positions, roster.n_classes, roster.positions
+        )
+        strata = None if roster.truth is None else roster.truth[1]
+        self._start = partial(Hearing, job.scenario.method, self._sizes, job.world, strata)
+        self._hearing = self._start()
         self._rule = job.scenario.method.combine
-        self._release = job.scenario.method.release
-        self._votes = self._rule.start(self._n_samples, roster.n_classes)
-        self._consensus = self._rule.finish(self._votes)
+        self._consensus = self._rule.finish(self._hearing.votes)
 
-    def ask(self, round_: int) -> payload.Bytes | None:
+    def ask(self, round_: int, talk: Talk) -> payload.Bytes | None:
         """Nothing: the scenario says it all. Last round's votes are cleared."""
-        self._votes = self._rule.start(self._n_samples, self._roster.n_classes)
+        self._hearing = self._start()
         return None
 
     def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
         """Check the answers, add them to the votes, and measure the client's filter."""
-        if data is None:
-            raise PayloadError("no answers in the reply")
-        answer = self._checked(round_, client, data)
-        for block in answer.blocks():
-            self._rule.add(self._votes, block.ids, block.values)
-        if self._roster.truth is None:
-            return {"accepted": len(answer.ids) / self._n_samples}
-        _, strata = self._roster.truth
-        records = answer.ids
-        if self._roster.positions > 1:
-            records = np.unique(records // self._roster.positions)
-        return measures.filter_quality(records, strata, self._world.counts(client))
+        return self._hearing.hear(round_, client, data)
 
-    def _checked(
-        self, round_: int, client: int, data: payload.Bytes
-    ) -> payload.Answer | payload.SparseAnswer:
-        sizes = {"n_samples": self._n_samples, "n_classes": self._roster.n_classes}
-        if self._release.coding is None:
-            return payload.decode_answer(
-                data, client=client, round_=round_, simplex=self._release.simplex, **sizes
-            )
-        return payload.decode_sparse_answer(
-            data, client=client, round_=round_, coding=self._release.coding, **sizes
-        )
+    @property
+    def sums(self) -> Sizes | None:
+        """The sizes where the rule needs the sum alone, and the sum has the same bits in any
+        grouping: logits have no bound, so theirs might not."""
+        adds_up = isinstance(self._rule, Mean) and self._scenario.method.release.simplex
+        plain = isinstance(self._scenario.privacy.server, PlainServer)
+        return self._sizes if adds_up and plain else None
 
-    def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
-        """The consensus; nothing if no sample was answered by anyone."""
-        self._consensus = self._rule.finish(self._votes)
-        kept = len(self._consensus.ids)
-        said: dict[str, Any] = {"kept": kept / self._n_samples}
-        if kept == 0:
-            return None, {**said, "note": "no client accepted any proxy sample: no consensus"}
-        if self._roster.truth is not None:
-            labels, _ = self._roster.truth
-            said["consensus_accuracy"] = measures.consensus_accuracy(self._consensus, labels)
+    def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
+        """Check the sum and add it to the votes."""
+        return self._hearing.hear_sum(round_, data)
+
+    def tell(self, round_: int, talk: Talk) -> Told:
+        """The consensus; nothing if no sample was answered by anyone, or none clearly enough."""
+        privacy = self._scenario.privacy
+        if isinstance(privacy.server, GnMax):
+            self._consensus = self._clear(privacy.server, round_)
+            silence = "the votes on no proxy sample were clear: no consensus"
+        else:
+            mean = self._rule.finish(self._hearing.votes)
+            self._consensus = protect.consensus_of(privacy, mean)
+            silence = "no client accepted any proxy sample: no consensus"
+        said = measures.of_consensus(self._consensus, self._sizes.n_samples, self._truth)
+        if len(self._consensus.ids) == 0:
+            return None, {**said, "note": silence}
         return payload.encode_consensus(self._consensus, round_), said
+
+    def _clear(self, row: GnMax, round_: int) -> Consensus:
+        """The labels that are told, charged to whichever client an attacker is after."""
+        noise = torch_stream(self._seed, "server", round_, purpose="gnmax")
+        consensus, claim = protect.clear_labels(row, self._hearing.votes.total / GRID, noise)
+        self._ledger.record(
+            Release(
+                client=-1,
+                round=round_,
+                what="soft labels",
+                rows=len(consensus.ids),
+                seen_by="server and all clients",
+                **claim._asdict(),
+            )
+        )
+        return consensus
 
     def arrays(self) -> Arrays:
         """The consensus, for whoever reads the run folder; the next round does not need it."""
@@ -153,7 +184,7 @@ class SoftLabels:
         self._consensus = Consensus(arrays["ids"], arrays["values"])
 
 
-class Weights:
+class Weights(Single):
     """Model weights up, their average down: FedAvg."""
 
     def __init__(self, job: Job, roster: Roster) -> None:
@@ -171,7 +202,7 @@ class Weights:
         self._weights = torch.cat([w.detach().flatten() for w in model.parameters()]).numpy()
         self._average = WeightAverage()
 
-    def ask(self, round_: int) -> payload.Bytes | None:
+    def ask(self, round_: int, talk: Talk) -> payload.Bytes | None:
         """The weights so far."""
         self._average = WeightAverage()
         return payload.encode_weights(self._weights, -1, round_)
@@ -186,7 +217,7 @@ class Weights:
         self._average.add(weights, n_samples)
         return {}
 
-    def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
+    def tell(self, round_: int, talk: Talk) -> Told:
         """The new average, or the old one if nobody answered."""
         average = self._average.finish()
         if average is not None:
@@ -202,14 +233,16 @@ class Weights:
         self._weights = arrays["weights"]
 
 
-def exchange_of(job: Job, roster: Roster) -> Exchange:
-    """The exchange of a job's method."""
+def exchange_of(job: Job, roster: Roster, ledger: Ledger) -> Exchange:
+    """The exchange of a job's method. Args: ledger: the server's own, of what it tells."""
     match job.scenario.method.exchange:
         case "none":
             return Nothing()
         case "proxy-labels":
             return ProxyLabels(roster)
         case "soft-labels":
-            return SoftLabels(job, roster)
+            if isinstance(job.scenario.privacy.server, SecureAggregation):
+                return SecureSum(job, roster)
+            return SoftLabels(job, roster, ledger)
         case "weights":
             return Weights(job, roster)

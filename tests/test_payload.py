@@ -18,8 +18,8 @@ from safetensors.torch import save as save_torch
 
 from fedkd import payload
 from fedkd.errors import PayloadError
-from fedkd.exchange.combine import Consensus
-from fedkd.payload import Answer, Bytes, Hello, Pool, SparseAnswer
+from fedkd.exchange.combine import Consensus, Mean, Votes
+from fedkd.payload import Answer, Bytes, Hello, Partial, Pool, SparseAnswer
 from fedkd.sparse import Coding, Draws, Largest
 
 Arrays = dict[str, NDArray[Any]]
@@ -76,6 +76,20 @@ def decode_sparse(data: Bytes, coding: Coding, n_classes: int = C) -> SparseAnsw
 
 def decode_consensus(data: Bytes) -> Consensus:
     return payload.decode_consensus(data, round_=ROUND, n_samples=N, n_classes=C)
+
+
+def decode_partial(data: Bytes) -> Partial:
+    return payload.decode_partial(data, round_=ROUND, n_samples=N, n_classes=C)
+
+
+def partial(some: list[Answer]) -> Partial:
+    """What clients 1, 3, 5, ... say together."""
+    votes = Mean().start(N, C)
+    for answer in some:
+        Mean().add(votes, answer.ids, answer.values)
+    ids = np.flatnonzero(votes.voters).astype(np.int32)
+    clients = np.arange(len(some), dtype=np.int32) * 2 + 1
+    return Partial(ROUND, clients, ids, Votes(votes.total[ids], votes.voters[ids]))
 
 
 def decode_weights(data: Bytes) -> tuple[NDArray[np.float32], int]:
@@ -144,6 +158,18 @@ def test_a_consensus_arrives(answer: Answer) -> None:
     assert_same(decode_consensus(payload.encode_consensus(consensus, ROUND)), consensus)
 
 
+@given(st.lists(answers().map(distributions), min_size=1, max_size=4))
+@QUICK
+def test_a_partial_sum_arrives(some: list[Answer]) -> None:
+    sent = partial(some)
+    got = decode_partial(payload.encode_partial(sent))
+    assert got.round == ROUND
+    np.testing.assert_array_equal(got.clients, sent.clients, strict=True)
+    np.testing.assert_array_equal(got.ids, sent.ids, strict=True)
+    np.testing.assert_array_equal(got.votes.voters, sent.votes.voters, strict=True)
+    assert got.votes.total.tolist() == sent.votes.total.tolist()
+
+
 @given(hnp.arrays(np.float32, st.integers(0, 50), elements=FLOATS), st.integers(-1, 99))
 @QUICK
 def test_weights_arrive(weights: NDArray[np.float32], client: int) -> None:
@@ -199,6 +225,21 @@ def test_bytes_are_the_closed_forms(m: int, n_classes: int) -> None:
             assert 0 < len(data) - n_bytes < 450  # what naming things costs, whatever the size
 
 
+@given(m=st.integers(1, 60), k=st.integers(1, 9), n_classes=st.integers(2, 9))
+@QUICK
+def test_bytes_of_partial_sums_are_the_closed_forms(m: int, k: int, n_classes: int) -> None:
+    """float32 can say one answer's steps, and any sum of arg-maxes; two thirds and a step not."""
+    ids, clients = np.arange(m, dtype=np.int32), np.arange(k, dtype=np.int32)
+    total = np.zeros((m, n_classes))
+    total[:, 0] = k * 2.0**30
+    for wide in (False, True):
+        if wide:
+            total[:, 0] = 2.0**29 + 1
+        votes = Votes(total, np.full(m, k, np.int32))
+        data = payload.encode_partial(Partial(ROUND, clients, ids, votes))
+        assert body(data) == 4 * k + m * (4 + 4 + (8 if wide else 4) * n_classes)
+
+
 @given(m=st.integers(0, 60), k=st.integers(1, 9), n=st.integers(1, 400))
 @pytest.mark.parametrize(("n_classes", "id_bytes"), [(1, 1), (256, 1), (257, 2), (70_000, 4)])
 @settings(deadline=None, max_examples=15)
@@ -250,6 +291,15 @@ GOOD: dict[str, tuple[dict[str, Any], Arrays]] = {
             "counts": np.array([5, 1, 1, 2, 1, 4, 1], np.uint8),
         },
     ),
+    "partial": (
+        {"round": ROUND},
+        {
+            "clients": np.array([2, CLIENT], np.int32),
+            "ids": np.array([0, 4, N - 1], np.int32),
+            "total": np.array([[1, 1, 0, 0], [0, 0, 1, 0], [2, 0, 0, 0]]) * 2.0**30,
+            "voters": np.array([2, 1, 2], np.int32),
+        },
+    ),
     "consensus": (
         {"round": ROUND},
         {
@@ -268,6 +318,7 @@ DECODE: dict[str, Callable[[Bytes], Any]] = {
     "answer": lambda data: decode_answer(data, simplex=True),
     "top-k-answer": lambda data: decode_sparse(data, CODINGS["top-k-answer"]),
     "sampled-answer": lambda data: decode_sparse(data, CODINGS["sampled-answer"]),
+    "partial": decode_partial,
     "consensus": decode_consensus,
     "weights": decode_weights,
 }
@@ -377,6 +428,37 @@ DRAWN = {
     ),
     "values": ({"counts": None, "values": f32(*[0.5] * 7)}, "wrong arrays"),
 }
+
+
+def sums(*rows: Any) -> NDArray[np.float64]:
+    """The good total with its last rows changed; in wholes, not in steps."""
+    total = GOOD["partial"][1]["total"].copy()
+    total[-len(rows) :] = np.array(rows) * 2.0**30
+    return total
+
+
+PARTIAL = {
+    "no client": ({"clients": i32()}, "clients are not [k], or there are none"),
+    "a client twice": ({"clients": i32(3, 3)}, "clients are negative, repeated or not ascending"),
+    "the server": ({"clients": i32(-1, 3)}, "clients are negative"),
+    "clients in another order": ({"clients": i32(3, 2)}, "not ascending"),
+    "a voter too many": ({"clients": i32(3)}, "a sample does not have 1 to 1 voters"),
+    "no voter": ({"voters": i32(2, 0, 2)}, "a sample does not have 1 to 2 voters"),
+    "voters of two samples": ({"voters": i32(2, 1)}, "voters are [2], not [3]"),
+    "half a step": (
+        {"total": sums([1 + 2.0**-31, 1 - 2.0**-31, 0, 0])},
+        "a total is no whole number of steps",
+    ),
+    "NaN": ({"total": sums([np.nan, 0, 0, 0])}, "not finite"),
+    "below zero": ({"total": sums([3, -1, 0, 0])}, "a row is not a sum of distributions"),
+    "three of two": ({"total": sums([3, 0, 0, 0])}, "a row is not a sum of distributions"),
+    "one of two": ({"total": sums([1, 0, 0, 0])}, "a row is not a sum of distributions; got 0.5"),
+    "beyond all sums": ({"total": sums([1e298, 1e298, 0, 0])}, "not a sum of distributions"),
+    "whole numbers": (
+        {"total": np.ones((3, C), np.int64)},
+        "wrong type of total; got 'int64'; allowed: float32 float64",
+    ),
+}
 REFUSALS: list[tuple[str, str, dict[str, Any], str]] = [
     *(("top-k-answer", name, arrays, words) for name, (arrays, words) in TOP.items()),
     *(("sampled-answer", name, arrays, words) for name, (arrays, words) in DRAWN.items()),
@@ -393,6 +475,17 @@ REFUSALS: list[tuple[str, str, dict[str, Any], str]] = [
     ),
     *(("answer", name, arrays, words) for name, (arrays, words) in ROWS.items()),
     *(("consensus", name, arrays, words) for name, (arrays, words) in ROWS.items()),
+    *(("partial", name, arrays, words) for name, (arrays, words) in PARTIAL.items()),
+    *(
+        ("partial", name, arrays, words)
+        for name, (arrays, words) in IDS.items()
+        if "long" not in name
+    ),
+    *(
+        ("partial", name, {"header": header}, words)
+        for name, (header, words) in SENDER.items()
+        if "client" not in name
+    ),
     *(("answer", name, {"header": header}, words) for name, (header, words) in SENDER.items()),
     *(("weights", name, {"header": header}, words) for name, (header, words) in SENDER.items()),
     *(
@@ -560,6 +653,23 @@ def holds(kind: str, got: Any) -> bool:
                 and n_classes >= 1
                 and x.ndim == 4
                 and bool(np.isfinite(x).all())
+            )
+        case "partial", Partial(_, clients, ids, (total, voters)):
+            whole = [[float(value).is_integer() for value in row] for row in total]
+            rows = zip(total.tolist(), voters.tolist(), strict=True)
+            return (
+                clients.tolist() == sorted(set(clients.tolist()))
+                and min(clients.tolist()) >= 0
+                and ids.tolist() == sorted(set(ids.tolist()))
+                and set(ids.tolist()) <= set(range(N))
+                and np.shape(whole) in ((len(ids), C), (0,))
+                and all(map(all, whole))
+                and all(
+                    1 <= n <= len(clients)
+                    and min(row) >= 0
+                    and abs(sum(row) / 2**30 / n - 1) < 2e-3
+                    for row, n in rows
+                )
             )
         case _:
             if isinstance(got, SparseAnswer):

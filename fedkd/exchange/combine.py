@@ -51,17 +51,27 @@ class Mean(Section):
 
     def add(self, votes: Votes, ids: NDArray[np.int32], values: NDArray[np.float32]) -> None:
         """Add one client's answers: `ids` [m] unique, `values` [m, classes]."""
-        # Most answers are to one run of samples, and a slice costs a fifth of what an index does.
-        run = len(ids) > 0 and ids[-1] - ids[0] + 1 == len(ids)
-        rows = slice(ids[0], ids[-1] + 1) if run else ids
+        rows = _places(ids)
         votes.total[rows] += steps(values)
         votes.voters[rows] += 1
+
+    def merge(self, votes: Votes, ids: NDArray[np.int32], more: Votes) -> None:
+        """Add votes that were counted elsewhere: `ids` [m] ascending, `more` of those samples."""
+        rows = _places(ids)
+        votes.total[rows] += more.total
+        votes.voters[rows] += more.voters
 
     def finish(self, votes: Votes) -> Consensus:
         """Divide each kept sample by its number of voters."""
         ids = np.flatnonzero(votes.voters).astype(np.int32)
         mean = votes.total[ids] / (votes.voters[ids, None] * GRID)
         return Consensus(ids, mean.astype(np.float32))
+
+
+def _places(ids: NDArray[np.int32]) -> slice | NDArray[np.int32]:
+    # Most answers are to one run of samples, and a slice costs a fifth of what an index does.
+    run = len(ids) > 0 and ids[-1] - ids[0] + 1 == len(ids)
+    return slice(ids[0], ids[-1] + 1) if run else ids
 
 
 Combine = Annotated[Mean, Field()]

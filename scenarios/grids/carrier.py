@@ -15,7 +15,8 @@ from flwr.app import Message, RecordDict
 from flwr.app.message.message import make_message
 
 from fedkd.errors import FedkdError
-from scenarios.grids.nodes import Nodes, app_at
+from scenarios.grids.nodes import Nodes, app_at, partition_of
+from server.condense import condense
 
 PACKAGES = ("flwr", "numpy", "torch")
 
@@ -75,6 +76,8 @@ class Carrier:
             replies = [self._nodes.carry_out(messages[0])]
         else:
             replies = self._nodes.carry_out_together(messages)
+        clients = (partition_of(each.dst_node_id) for each in metadata)
+        condense(content, dict(zip(clients, replies, strict=True)))
         return Answer(replies, time.perf_counter() - start)
 
 

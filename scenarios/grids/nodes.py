@@ -24,6 +24,11 @@ def identify() -> None:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SUPERLINK_NODE_ID, 1
 
 
+def partition_of(node: int) -> int:
+    """The partition that a node holds."""
+    return node - FIRST_NODE_ID
+
+
 def app_at(address: str) -> ClientApp:
     """The ClientApp at "module:attribute"."""
     module, _, name = address.partition(":")
@@ -82,7 +87,7 @@ class Nodes:
             run_id=RUN_ID,
             node_id=node,
             node_config={
-                "partition-id": node - FIRST_NODE_ID,
+                "partition-id": partition_of(node),
                 "num-partitions": self._n_clients,
             },
             state=RecordDict(),

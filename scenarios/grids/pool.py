@@ -56,6 +56,9 @@ class WorkerDied(Exception):
 class PoolGrid(LocalGrid, Generic[Link]):
     """Keeps workers busy; a subclass starts, feeds, hears and ends them."""
 
+    condenses = True
+    """A worker adds up what its clients answer, if the server asks for it."""
+
     def __init__(self, app: str, n_clients: int, n_workers: int, folder: Path, block: int) -> None:
         """Workers are started by `open`.
 

@@ -54,6 +54,7 @@ CLASSES: dict[str, dict[str, Any]] = {
         "training": {"rounds": 2, "local": {"epochs": 0.1}, "evaluate_every": 2},
         "privacy": {"release": {"name": "swing", "noise": "gaussian", "scale": 0.01}},
     },
+    "secure sums": {"privacy": {"server": {"name": "secure-aggregation"}}},
     "protected": {
         "training": {"rounds": 2, "local": {"batch_size": 256}},
         "privacy": {

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ray_cluster import Node, cluster, command_line
 
 from fedkd import config
+from ray_cluster import Node, cluster, command_line
 from scenarios.simulate import load_result, simulate
 from small_runs import consensus, facts, small
 

@@ -144,6 +144,12 @@ def test_sums_are_the_same_bits_in_any_order_and_grouping(order: list[int], cut:
         rule.add(halves[place >= cut], *answers[client])
     whole = Votes(*(a + b for a, b in zip(*halves, strict=True)))
     assert np.array_equal(in_order.values, rule.finish(whole).values)
+    merged = rule.start(10, 4)
+    for half in halves:
+        ids = np.flatnonzero(half.voters).astype(np.int32)
+        rule.merge(merged, ids, Votes(half.total[ids], half.voters[ids]))
+    for one, other in zip(merged, whole, strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)
 
 
 def test_plain_float64_sums_would_not_be() -> None:

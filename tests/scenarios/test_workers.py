@@ -83,7 +83,7 @@ def test_a_client_that_kills_its_process_is_left_out_and_the_others_go_on(
     scenario = small(training={"rounds": 1, "distill": {"epochs": 2}})
     server = make_app(scenario, 1, tmp_path, events.append)
     grid = Grid(name="workers", workers=1, block=block)
-    workers.run(server, "deadly:app", 3, tmp_path, grid, threads=1)
+    workers.run(server, "deadly:app", 3, tmp_path, small().on(grid))
     refused = [event for event in events if event["event"] == "refused"]
     assert [(event["round"], event["client"]) for event in refused] == [(1, 1)]
     assert "died 3 times" in refused[0]["reason"]
@@ -158,9 +158,9 @@ def test_a_worker_that_cannot_start_is_one_error(
     server = make_app(small(), 1, tmp_path / "run")
     grid = Grid(name="workers", workers=1)
     with pytest.raises(FedkdError, match="die before they can work"):
-        workers.run(server, "stillborn:app", 3, tmp_path / "run", grid, threads=1)
+        workers.run(server, "stillborn:app", 3, tmp_path / "run", small().on(grid))
     with pytest.raises(FedkdError, match=r"cannot start: ModuleNotFoundError.*no_such_app"):
-        workers.run(server, "no_such_app:app", 3, tmp_path / "run", grid, threads=1)
+        workers.run(server, "no_such_app:app", 3, tmp_path / "run", small().on(grid))
     assert children() == []
 
 
@@ -173,7 +173,7 @@ def test_workers_that_never_get_ready_are_not_waited_for_for_ever(
     server = make_app(small(), 1, tmp_path / "run")
     grid = Grid(name="workers", workers=2)
     with pytest.raises(FedkdError, match=r"no worker got ready within 1 s; got '2 asked for'"):
-        workers.run(server, "sleeper:app", 3, tmp_path / "run", grid, threads=1)
+        workers.run(server, "sleeper:app", 3, tmp_path / "run", small().on(grid))
     assert children() == []
 
 

@@ -1,0 +1,112 @@
+"""Partial sums: a worker hears its clients' answers, and the server hears their sum.
+
+Where a grid's workers answer for a block of clients at once, and the rule needs only the sum of
+the answers, the server asks for condensed replies. The worker then hears the answers just as the
+server would (`server.hearing`): each reply keeps its metrics and gets what was said about it, and
+the first of them carries the sum. An answer that breaks the contract stays as it came, so that the
+server refuses it in its own words. Sums are exact, so the consensus has the same bits.
+
+Only a grid that carries clients out in workers of its own may say that it condenses: what is said
+about a reply is believed, so none may come from a client, and what a client says of the kind is
+dropped here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedkd import payload
+from fedkd.config import from_json
+from fedkd.data.federation import Federation
+from fedkd.errors import PayloadError
+from server.hearing import Hearing, Sizes
+
+SIZES = "sum-answers"
+"""The record of a question that asks for condensed replies."""
+HEARD = "heard"
+"""The record of a condensed reply that says what hearing it found."""
+BYTES = "bytes_up"
+FEWEST = 3
+"""Answers that are worth a sum: float64 takes twice what one answer's float32 does."""
+
+
+def payload_of(content: RecordDict | None) -> payload.Bytes | None:
+    """The payload of a message, if it has one."""
+    if content is None or "payload" not in content:
+        return None
+    return content.array_records["payload"]["bytes"].numpy()
+
+
+def ask(content: RecordDict, sizes: Sizes) -> None:
+    """Let a question ask for condensed replies."""
+    content[SIZES] = ConfigRecord(sizes._asdict())
+
+
+def heard(content: RecordDict | None) -> dict[str, Any] | None:
+    """What a worker found when it heard the answer of a condensed reply; None for another."""
+    if content is None or HEARD not in content:
+        return None
+    return dict(content.metric_records[HEARD])
+
+
+def condense(question: RecordDict, replies: Mapping[int, Message]) -> None:
+    """Condense the replies to a question in place, if it asks for that and it saves bytes.
+
+    Args: replies: of each client of a block.
+    """
+    if SIZES not in question:
+        return
+    contents = {client: reply.content for client, reply in replies.items() if reply.has_content()}
+    for content in contents.values():
+        content.pop(HEARD, None)
+    answers = {c: contents[c] for c in sorted(contents) if _answers(contents[c])}
+    if len(answers) < FEWEST:
+        return
+    found, total = _add_up(question, answers)
+    if len(found) < FEWEST or len(total) >= sum(report[BYTES] for report in found.values()):
+        return
+    for place, (client, report) in enumerate(found.items()):
+        content = answers[client]
+        content[HEARD] = MetricRecord(report)
+        if place == 0:  # the server hears it before the others of the block
+            content["payload"] = ArrayRecord({"bytes": Array(total)})
+        else:
+            del content["payload"]
+
+
+def _answers(content: RecordDict) -> bool:
+    """Whether the server would hear an answer in it."""
+    metrics = content.metric_records.get("metrics")
+    return metrics is not None and "abstained" not in metrics and "payload" in content
+
+
+def _add_up(
+    question: RecordDict, answers: Mapping[int, RecordDict]
+) -> tuple[dict[int, dict[str, Any]], payload.Bytes]:
+    """What is said about each client with a good answer, and the sum of those answers."""
+    config, sizes = question.config_records["config"], question.config_records[SIZES]
+    scenario, round_ = from_json(str(config["scenario"])), int(str(config["round"]))
+    world = scenario.world(int(str(config["seed"])))
+    whole = Sizes(**{key: int(str(value)) for key, value in sizes.items()})
+    hearing = Hearing(scenario.method, whole, world, _strata(world))
+    found: dict[int, dict[str, Any]] = {}
+    for client, content in answers.items():
+        data = payload_of(content)
+        assert data is not None
+        with suppress(PayloadError):
+            found[client] = {BYTES: len(data), **hearing.hear(round_, client, data)}
+    return found, hearing.sum_of(round_, list(found))
+
+
+@lru_cache(maxsize=1)
+def _strata(world: Federation) -> NDArray[np.int64] | None:
+    """Of the proxy records; a contributed pool's are gathered from all clients."""
+    truth = world.proxy_truth()
+    return None if truth is None else truth[1]

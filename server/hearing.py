@@ -1,0 +1,104 @@
+"""Hearing answers: decode, check, add to the votes, measure. The server does it, or a worker."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkd import payload
+from fedkd.config import MethodConfig
+from fedkd.data.federation import Federation
+from fedkd.errors import PayloadError
+from fedkd.exchange.combine import Votes
+from server import measures
+
+
+class Sizes(NamedTuple):
+    """Of a run's answers; a message can carry them."""
+
+    n_samples: int
+    n_classes: int
+    positions: int
+    """Samples that a proxy record is: 1 image, or L tokens."""
+
+
+class Hearing:
+    """The votes of one round, and what is said about each client that gave some."""
+
+    def __init__(
+        self,
+        method: MethodConfig,
+        sizes: Sizes,
+        world: Federation,
+        strata: NDArray[np.int64] | None,
+    ) -> None:
+        """No votes yet.
+
+        Args: world: to measure by; strata: of the proxy records, None if they are unknown.
+        """
+        self._rule = method.combine
+        self._release = method.release
+        self._sizes = sizes
+        self._world = world
+        self._strata = strata
+        self.votes: Votes = self._rule.start(sizes.n_samples, sizes.n_classes)
+
+    def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
+        """Check one client's answers, add them to the votes, and measure the client's filter.
+
+        Raises: PayloadError if they break the contract; the votes are then as they were.
+        """
+        if data is None:
+            raise PayloadError("no answers in the reply")
+        answer = self._checked(round_, client, data)
+        for block in answer.blocks():
+            self._rule.add(self.votes, block.ids, block.values)
+        if self._strata is None:
+            return {"accepted": len(answer.ids) / self._sizes.n_samples}
+        records = answer.ids
+        if self._sizes.positions > 1:
+            records = np.unique(records // self._sizes.positions)
+        return measures.filter_quality(records, self._strata, self._world.counts(client))
+
+    def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
+        """Check a sum of clients' answers and add it to the votes; return the clients.
+
+        Raises: PayloadError as `hear`.
+        """
+        sizes = {"n_samples": self._sizes.n_samples, "n_classes": self._sizes.n_classes}
+        partial = payload.decode_partial(data, round_=round_, **sizes)
+        self._rule.merge(self.votes, partial.ids, partial.votes)
+        return [int(client) for client in partial.clients]
+
+    def sum_of(self, round_: int, clients: list[int]) -> payload.Bytes:
+        """The votes so far as bytes, given by `clients`."""
+        ids = np.flatnonzero(self.votes.voters).astype(np.int32)
+        votes = self.votes
+        if len(ids) < len(votes.voters):
+            votes = Votes(votes.total[ids], votes.voters[ids])
+        given_by = np.array(clients, np.int32)
+        return payload.encode_partial(payload.Partial(round_, given_by, ids, votes))
+
+    def _checked(
+        self, round_: int, client: int, data: payload.Bytes
+    ) -> payload.Answer | payload.SparseAnswer:
+        sizes = {"n_samples": self._sizes.n_samples, "n_classes": self._sizes.n_classes}
+        if self._release.coding is None:
+            return payload.decode_answer(
+                data, client=client, round_=round_, simplex=self._release.simplex, **sizes
+            )
+        return payload.decode_sparse_answer(
+            data, client=client, round_=round_, coding=self._release.coding, **sizes
+        )
+
+
+class Single:
+    """An exchange whose replies are heard one by one."""
+
+    sums: Sizes | None = None
+
+    def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
+        """Nobody was asked for one."""
+        raise PayloadError("a sum of answers that nobody asked for")
