@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeInt, ValidationError, field_validator, mo
 
 from fedkd.config_errors import explain
 from fedkd.config_overrides import apply
-from fedkd.config_privacy import check_privacy
+from fedkd.config_privacy import check_axes, check_privacy
 from fedkd.data.canaries import Canaries
 from fedkd.data.federation import Federation, build
 from fedkd.data.partition import Iid, Natural, Partition, Strong, Virtual
@@ -232,9 +232,14 @@ class Scenario(Section):
         return 1 if most == 1 else most * len(self.blocks)
 
     def world(self, seed: int) -> Federation:
-        """Who holds which samples; built once a process. Raises: FedkdError for impossible data."""
+        """Who holds which samples; built once a process.
+
+        Raises: FedkdError for impossible data, or settings that these cannot go with.
+        """
         proxy = self.proxy if self.uses_pool else None
-        return build(self.data, self.partition, proxy, self.validation, seed, self.canaries)
+        world = build(self.data, self.partition, proxy, self.validation, seed, self.canaries)
+        check_axes(self, world.train.x[0].numel())
+        return world
 
     def measures(self, round_: int) -> bool:
         """Whether the clients are measured in a round."""

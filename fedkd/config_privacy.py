@@ -29,9 +29,8 @@ PROVED = (
 def check_privacy(scenario: Scenario) -> None:
     """Raises: FedkdError for the first setting of `privacy` that the rest cannot go with."""
     _check_release(scenario)
-    privacy, is_text = scenario.privacy, isinstance(scenario.data, Reading)
-    asked = scenario.method.exchange == "soft-labels" and needs_scores(scenario.method.gate)
-    if asked and is_text and not isinstance(privacy.filter, protection.PlainFilter):
+    privacy = scenario.privacy
+    if _asks_private_filter(scenario) and isinstance(scenario.data, Reading):
         raise FedkdError(
             "private filters look at pixels, and the data are text",
             value=privacy.filter.name,
@@ -46,6 +45,25 @@ def check_privacy(scenario: Scenario) -> None:
                 value=privacy.budget,
                 fix=f"{fix}; or drop privacy.budget",
             )
+
+
+def check_axes(scenario: Scenario, n_values: int) -> None:
+    """Raises: FedkdError for a private filter of more axes than the records' `n_values` values."""
+    row = scenario.privacy.filter
+    if isinstance(row, protection.PlainFilter) or not _asks_private_filter(scenario):
+        return
+    if row.axes > n_values:
+        raise FedkdError(
+            "a private filter cannot look at more axes than a record has values",
+            value=row.axes,
+            allowed=f"1 to {n_values}",
+            fix="lower privacy.filter.axes",
+        )
+
+
+def _asks_private_filter(scenario: Scenario) -> bool:
+    asked = scenario.method.exchange == "soft-labels" and needs_scores(scenario.method.gate)
+    return asked and not isinstance(scenario.privacy.filter, protection.PlainFilter)
 
 
 def _check_release(scenario: Scenario) -> None:

@@ -139,6 +139,15 @@ def test_a_setting_that_would_do_something_else_is_refused(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["dp-kmeans", "dp-class-means", "dp-kernel"])
+def test_a_filter_of_more_axes_than_pixels_is_refused_with_the_data(name: str) -> None:
+    for axes, rest in ((64, {}), (65, OPEN), (65, FEDAVG)):
+        config.parse({**rest, "privacy": {"filter": {"name": name, "axes": axes}}}).world(1)
+    scenario = config.parse({"privacy": {"filter": {"name": name, "axes": 65}}})
+    with pytest.raises(FedkdError, match=r"got 65; allowed: 1 to 64; .*privacy\.filter\.axes"):
+        scenario.world(1)
+
+
 def test_a_private_filter_that_is_not_asked_may_be_named_for_texts() -> None:
     scenario = config.parse({**TEXT, **OPEN, "privacy": {"filter": {"name": "dp-kmeans"}}})
     assert scenario.privacy.filter.name == "dp-kmeans"
