@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -234,6 +235,33 @@ def test_a_block_is_condensed_where_that_saves_bytes(
     together = play(scenario, grid, monkeypatch)
     assert_equal(together, play(scenario, InlineGrid(app_with(truth), N_CLIENTS), monkeypatch))
     assert grid.n_condensed == n_condensed
+
+
+def test_a_text_and_a_pool_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several samples a record; and nothing to measure a filter by but how much it lets through."""
+    draws = np.random.default_rng(1)
+    for name in ("own", "foreign"):
+        for topic in ("one", "two"):
+            (tmp_path / name / topic).mkdir(parents=True)
+            text = "".join(draws.choice(list("abc def."), 2000))
+            (tmp_path / name / topic / "file.txt").write_text(text)
+    own, foreign = (
+        {"name": "text", "path": str(tmp_path / name), "length": 16} for name in ("own", "foreign")
+    )
+    for proxy in (
+        {"name": "public", "size": 20},
+        {"name": "foreign", "source": foreign, "size": 20},
+    ):
+        scenario = open_pool(
+            data=own,
+            model={"names": ["gru"]},
+            partition={"name": "iid", "clients": N_CLIENTS},
+            proxy=proxy,
+        )
+        grid = CondensingGrid(app_with(truth), [N_CLIENTS])
+        together = play(scenario, grid, monkeypatch)
+        assert_equal(together, play(scenario, InlineGrid(app_with(truth), N_CLIENTS), monkeypatch))
+        assert grid.n_condensed == N_CLIENTS - 1
 
 
 def test_fewer_than_three_answers_are_sent_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
