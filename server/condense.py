@@ -26,7 +26,7 @@ from fedkd import payload
 from fedkd.config import from_json
 from fedkd.data.federation import Federation
 from fedkd.errors import PayloadError
-from server.hearing import Hearing, Sizes
+from server.hearing import AnyAnswer, Hearing, Sizes
 
 SIZES = "sum-answers"
 """The record of a question that asks for condensed replies."""
@@ -69,16 +69,24 @@ def condense(question: RecordDict, replies: Mapping[int, Message]) -> None:
     answers = {c: contents[c] for c in sorted(contents) if _answers(contents[c])}
     if len(answers) < FEWEST:
         return
-    found, total = _add_up(question, answers)
-    if len(found) < FEWEST or len(total) >= sum(report[BYTES] for report in found.values()):
+    round_, hearing = _hearing(question)
+    good: dict[int, AnyAnswer] = {}
+    n_bytes: dict[int, int] = {}
+    for client, content in answers.items():
+        data = payload_of(content)
+        assert data is not None
+        with suppress(PayloadError):
+            good[client] = hearing.check(round_, client, data)
+            n_bytes[client] = len(data)
+    if len(good) < FEWEST or hearing.sum_bytes(good.values()) >= sum(n_bytes.values()):
         return
-    for place, (client, report) in enumerate(found.items()):
+    for client, answer in good.items():
         content = answers[client]
-        content[HEARD] = MetricRecord(report)
-        if place == 0:  # the server hears it before the others of the block
-            content["payload"] = ArrayRecord({"bytes": Array(total)})
-        else:
-            del content["payload"]
+        content[HEARD] = MetricRecord({BYTES: n_bytes[client], **hearing.take(answer)})
+        del content["payload"]
+    total = hearing.sum_of(round_, list(good))
+    first = answers[min(good)]  # the server hears it before the others of the block
+    first["payload"] = ArrayRecord({"bytes": Array(total)})
 
 
 def _answers(content: RecordDict) -> bool:
@@ -87,22 +95,13 @@ def _answers(content: RecordDict) -> bool:
     return metrics is not None and "abstained" not in metrics and "payload" in content
 
 
-def _add_up(
-    question: RecordDict, answers: Mapping[int, RecordDict]
-) -> tuple[dict[int, dict[str, Any]], payload.Bytes]:
-    """What is said about each client with a good answer, and the sum of those answers."""
+def _hearing(question: RecordDict) -> tuple[int, Hearing]:
+    """The round of a question, and what hears the answers to it."""
     config, sizes = question.config_records["config"], question.config_records[SIZES]
     scenario, round_ = from_json(str(config["scenario"])), int(str(config["round"]))
     world = scenario.world(int(str(config["seed"])))
     whole = Sizes(**{key: int(str(value)) for key, value in sizes.items()})
-    hearing = Hearing(scenario.method, whole, world, _strata(world))
-    found: dict[int, dict[str, Any]] = {}
-    for client, content in answers.items():
-        data = payload_of(content)
-        assert data is not None
-        with suppress(PayloadError):
-            found[client] = {BYTES: len(data), **hearing.hear(round_, client, data)}
-    return found, hearing.sum_of(round_, list(found))
+    return round_, Hearing(scenario.method, whole, world, _strata(world))
 
 
 @lru_cache(maxsize=1)

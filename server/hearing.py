@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ from fedkd.data.federation import Federation
 from fedkd.errors import PayloadError
 from fedkd.exchange.combine import Votes
 from server import measures
+
+AnyAnswer = payload.Answer | payload.SparseAnswer
 
 
 class Sizes(NamedTuple):
@@ -52,7 +55,21 @@ class Hearing:
         """
         if data is None:
             raise PayloadError("no answers in the reply")
-        answer = self._checked(round_, client, data)
+        return self.take(self.check(round_, client, data))
+
+    def check(self, round_: int, client: int, data: payload.Bytes) -> AnyAnswer:
+        """One client's answers, decoded. Raises: PayloadError if they break the contract."""
+        sizes = {"n_samples": self._sizes.n_samples, "n_classes": self._sizes.n_classes}
+        if self._release.coding is None:
+            return payload.decode_answer(
+                data, client=client, round_=round_, simplex=self._release.simplex, **sizes
+            )
+        return payload.decode_sparse_answer(
+            data, client=client, round_=round_, coding=self._release.coding, **sizes
+        )
+
+    def take(self, answer: AnyAnswer) -> dict[str, Any]:
+        """Add a checked answer to the votes, and measure the client's filter."""
         for block in answer.blocks():
             self._rule.add(self.votes, block.ids, block.values)
         if self._strata is None:
@@ -60,7 +77,7 @@ class Hearing:
         records = answer.ids
         if self._sizes.positions > 1:
             records = np.unique(records // self._sizes.positions)
-        return measures.filter_quality(records, self._strata, self._world.counts(client))
+        return measures.filter_quality(records, self._strata, self._world.counts(answer.client))
 
     def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
         """Check a sum of clients' answers and add it to the votes; return the clients.
@@ -72,6 +89,13 @@ class Hearing:
         self._rule.merge(self.votes, partial.ids, partial.votes)
         return [int(client) for client in partial.clients]
 
+    def sum_bytes(self, answers: Iterable[AnyAnswer]) -> int:
+        """The most that a sum of these answers takes, headers aside; told before it is made."""
+        asked = np.zeros(self._sizes.n_samples, bool)
+        for answer in answers:
+            asked[answer.ids] = True
+        return int(asked.sum()) * (8 * self._sizes.n_classes + 8)
+
     def sum_of(self, round_: int, clients: list[int]) -> payload.Bytes:
         """The votes so far as bytes, given by `clients`."""
         ids = np.flatnonzero(self.votes.voters).astype(np.int32)
@@ -80,18 +104,6 @@ class Hearing:
             votes = Votes(votes.total[ids], votes.voters[ids])
         given_by = np.array(clients, np.int32)
         return payload.encode_partial(payload.Partial(round_, given_by, ids, votes))
-
-    def _checked(
-        self, round_: int, client: int, data: payload.Bytes
-    ) -> payload.Answer | payload.SparseAnswer:
-        sizes = {"n_samples": self._sizes.n_samples, "n_classes": self._sizes.n_classes}
-        if self._release.coding is None:
-            return payload.decode_answer(
-                data, client=client, round_=round_, simplex=self._release.simplex, **sizes
-            )
-        return payload.decode_sparse_answer(
-            data, client=client, round_=round_, coding=self._release.coding, **sizes
-        )
 
 
 class Single:

@@ -131,6 +131,47 @@ def test_a_cohort_is_close_to_inline(tmp_path: Path, name: str) -> None:
         np.testing.assert_allclose(found[key], mine[key], rtol=0, atol=of_values)
 
 
+COUNTED = """
+import sys
+from fedkd import config
+from scenarios.grids.actors import ActorsGrid
+from scenarios.simulate import simulate
+from server import condense
+
+receive, n_condensed = ActorsGrid._receive, 0
+
+def counted(grid, worker):
+    global n_condensed
+    answer = receive(grid, worker)
+    n_condensed += sum(condense.HEARD in reply.content for reply in answer.replies)
+    return answer
+
+ActorsGrid._receive = counted
+simulate(config.load(sys.argv[1]), folder=sys.argv[2])
+print(n_condensed)
+"""
+
+
+@pytest.mark.slow
+def test_ray_actors_add_up_what_their_clients_answer(tmp_path: Path) -> None:
+    """Two blocks of four in each of two rounds, each condensed, to the bits of a cohort."""
+    scenario = small(
+        partition={"name": "iid", "clients": 8},
+        method={"name": "no-filter"},
+        proxy={"name": "public", "size": 80},
+    )
+    alone = simulate(scenario.on(config.Grid(name="cohort", block=4)), folder=tmp_path / "alone")
+    path, folder = tmp_path / "ray.toml", tmp_path / "ray"
+    path.write_text(config.dump(scenario.on(config.Grid(name="ray", workers=2, block=4))))
+    command = [sys.executable, "-c", COUNTED, str(path), str(folder)]
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split()[-1] == "16"
+    assert facts(load_result(folder)) == facts(alone)
+    ours, theirs = (consensus(run / "no-filter" / "seed-1") for run in (tmp_path / "alone", folder))
+    assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+
+
 @pytest.mark.slow
 def test_flwr_run_runs_the_same_apps(tmp_path: Path) -> None:
     """`flwr run .` on a local SuperLink of its own port and home, ended by its id afterwards."""

@@ -10,20 +10,22 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedkd import config
 from fedkd.config import Grid
 from fedkd.errors import FedkdError
-from scenarios.grids import pool, workers
-from scenarios.grids.carrier import Carrier, Greeting
+from scenarios.grids import dealer, pool, workers
+from scenarios.grids.carrier import Answer, Carrier, Greeting
 from scenarios.grids.dealer import Block
 from scenarios.grids.pool import Worker, run_on
 from scenarios.grids.workers import Link, WorkersGrid
 from scenarios.simulate import simulate
+from server import condense
 from server.app import make_app
 from server.events import Event
-from small_runs import facts, small
+from small_runs import consensus, facts, small
 
 
 def children() -> list[int]:
@@ -80,10 +82,10 @@ def test_a_client_that_kills_its_process_is_left_out_and_the_others_go_on(
     tmp_path: Path, block: int
 ) -> None:
     events: list[Event] = []
-    scenario = small(training={"rounds": 1, "distill": {"epochs": 2}})
+    grid = {"name": "workers", "workers": 1, "block": block}
+    scenario = small(training={"rounds": 1, "distill": {"epochs": 2}}, grid=grid)
     server = make_app(scenario, 1, tmp_path, events.append)
-    grid = Grid(name="workers", workers=1, block=block)
-    workers.run(server, "deadly:app", 3, tmp_path, small().on(grid))
+    workers.run(server, "deadly:app", 3, tmp_path, scenario)
     refused = [event for event in events if event["event"] == "refused"]
     assert [(event["round"], event["client"]) for event in refused] == [(1, 1)]
     assert "died 3 times" in refused[0]["reason"]
@@ -111,6 +113,65 @@ def test_small_clients_travel_in_blocks_and_the_bits_are_the_same(
     n_steps = 2 + 2 * 2
     assert sum(sizes) == n_steps * 60
     assert max(sizes) > 1
+
+
+class Watch:
+    """Counts condensed replies as they come, and kills the worker that gets the first big block."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *, kill: bool) -> None:
+        self.n_condensed = 0
+        self.killed: list[int] = []
+        receive, send = WorkersGrid._receive, WorkersGrid._send
+
+        def counted(grid: WorkersGrid, worker: Worker[Link]) -> Answer:
+            answer = receive(grid, worker)
+            contents = [reply.content for reply in answer.replies if reply.has_content()]
+            self.n_condensed += sum(condense.HEARD in content for content in contents)
+            return answer
+
+        def deadly(
+            grid: WorkersGrid, worker: Worker[Link], block: Block, *, new_content: bool
+        ) -> None:
+            send(grid, worker, block, new_content=new_content)
+            big = len(block) >= 3 and block[0].metadata.message_type == "train"
+            if kill and big and not self.killed:
+                self.killed.append(worker.link.process.pid)
+                os.kill(worker.link.process.pid, signal.SIGKILL)
+
+        patch.setattr(WorkersGrid, "_receive", counted)
+        patch.setattr(WorkersGrid, "_send", deadly)
+
+
+@pytest.mark.parametrize(
+    ("n_workers", "block", "kill"),
+    [
+        pytest.param(1, 1, False, id="one worker"),
+        pytest.param(2, 4, True, id="two, one killed"),
+        pytest.param(3, 4, False, id="three", marks=pytest.mark.slow),
+        pytest.param(1, 1, True, id="one, killed", marks=pytest.mark.slow),
+    ],
+)
+def test_workers_add_up_what_their_clients_answer_and_the_bits_are_the_same(
+    n_workers: int, block: int, kill: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events, bytes and consensus; a block that dies with its worker is lost and counted once."""
+    monkeypatch.setattr(dealer, "BLOCK_S", 60.0)  # so that blocks are big on a slow machine, too
+    scenario = small(
+        partition={"name": "iid", "clients": 12},
+        method={"name": "no-filter"},
+        proxy={"name": "public", "size": 80},
+    )
+    alone = Grid(name="inline" if block == 1 else "cohort", block=block)
+    expected = simulate(scenario.on(alone), folder=tmp_path / "alone")
+    watch = Watch(monkeypatch, kill=kill)
+    grid = Grid(name="workers", workers=n_workers, block=block)
+    spread = simulate(scenario.on(grid), folder=tmp_path / "spread")
+    assert len(watch.killed) == kill
+    assert watch.n_condensed == 2 * 12 if block == 4 else watch.n_condensed >= 3
+    assert facts(spread) == facts(expected)
+    ours, theirs = (consensus(tmp_path / n / "no-filter" / "seed-1") for n in ("alone", "spread"))
+    assert len(ours["ids"]) == 80
+    assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_cohorts_inside_workers_are_the_cohorts_of_one_process() -> None:
@@ -156,11 +217,11 @@ def test_a_worker_that_cannot_start_is_one_error(
     (tmp_path / "stillborn.py").write_text("import os\nos._exit(3)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     server = make_app(small(), 1, tmp_path / "run")
-    grid = Grid(name="workers", workers=1)
+    scenario = small(grid={"name": "workers", "workers": 1})
     with pytest.raises(FedkdError, match="die before they can work"):
-        workers.run(server, "stillborn:app", 3, tmp_path / "run", small().on(grid))
+        workers.run(server, "stillborn:app", 3, tmp_path / "run", scenario)
     with pytest.raises(FedkdError, match=r"cannot start: ModuleNotFoundError.*no_such_app"):
-        workers.run(server, "no_such_app:app", 3, tmp_path / "run", small().on(grid))
+        workers.run(server, "no_such_app:app", 3, tmp_path / "run", scenario)
     assert children() == []
 
 
@@ -171,9 +232,9 @@ def test_workers_that_never_get_ready_are_not_waited_for_for_ever(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(pool, "START_S", 1.0)
     server = make_app(small(), 1, tmp_path / "run")
-    grid = Grid(name="workers", workers=2)
+    scenario = small(grid={"name": "workers", "workers": 2})
     with pytest.raises(FedkdError, match=r"no worker got ready within 1 s; got '2 asked for'"):
-        workers.run(server, "sleeper:app", 3, tmp_path / "run", small().on(grid))
+        workers.run(server, "sleeper:app", 3, tmp_path / "run", scenario)
     assert children() == []
 
 
