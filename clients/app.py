@@ -1,9 +1,14 @@
-"""The ClientApp: four messages, each decoded, handed to `clients.steps`, and answered.
+"""The ClientApp: messages, each decoded, handed to `clients.steps`, and answered.
 
 `query.hello`   who are you?            -> counts, and the samples given to the proxy pool
 `query.pool`    here is the proxy pool  -> nothing
 `train`         learn from your own data and answer the proxy samples that look like it
 `evaluate`      learn from the consensus, then say how well you do
+
+Under secure aggregation, before and after `train` (`clients.secure`):
+
+`query.keys`    a fresh public key      -> it
+`query.reveal`  these clients were lost -> the secrets of this round shared with them
 
 Every message carries the scenario, so a client process needs nothing but its data. Handlers are
 idempotent: the same message gives the same reply and the same state.
@@ -20,21 +25,21 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from clients import guard, steps
+from clients import guard, secure, steps
 from clients.client import Client, ProxySet, with_model
 from clients.guard import Guard
 from clients.store import ClientStore, FolderStore
-from fedkd import device, payload
+from fedkd import device, payload, protection
 from fedkd.config import from_json
 from fedkd.errors import FedkdError
 from fedkd.models.zoo import Classifier
-from privacy import protect
-from privacy.ledger import Receipt, Sealed, seal
+from privacy import protect, secagg
+from privacy.ledger import Receipt, Sealed, public, seal
 from privacy.protect import Claim
+from privacy.secagg import Cohort
 
 Delivery = tuple[Message, Context]
 Handler = Callable[[Sequence[Delivery]], list[Message]]
@@ -81,6 +86,17 @@ def make_app(store_of: Stores = _store_of) -> App:
             raise FedkdError("the proxy pool was changed on its way", value=digest[:16])
         store.save_pool(digest, data)
         return _reply(message)
+
+    @app.query("keys")
+    def keys(message: Message, context: Context) -> Message:
+        client, _ = _open(message, context, store_of)
+        key = secure.keys(client).public
+        return _reply(message, public(payload.encode_key(key, client.id, client.round)))
+
+    @app.query("reveal")
+    def reveal(message: Message, context: Context) -> Message:
+        client, store = _open(message, context, store_of)
+        return _reply(message, public(secure.reveal(client, store, _payload(message))))
 
     def train(deliveries: Sequence[Delivery]) -> list[Message]:
         turns = [_turn(message, context, store_of, 0) for message, context in deliveries]
@@ -161,9 +177,16 @@ def _answers(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
 
 
 def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
+    cohort: Cohort | None = None
+    if isinstance(turns[0].client.scenario.privacy.server, protection.SecureAggregation):
+        cohort, turns = _summed(turns)
+    if not turns:
+        return {}
     proxy = _proxy_of(turns[0])
     masks = _masks(turns, proxy)
     turns = [turn for turn in turns if turn.client.id in masks]
+    if not turns:
+        return {}
     claims: dict[int, Claim] = {}
 
     def release(place: int, records: Tensor, logits: Tensor) -> Tensor:
@@ -171,6 +194,7 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
         values, claims[client.id] = guard.told(client, proxy, records, logits)
         return values
 
+    most = guard.most_told(turns[0].client, proxy)
     answers = steps.answer(
         [turn.client for turn in turns],
         [turn.model for turn in turns],
@@ -178,31 +202,61 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
         [turn.state["mask"] for turn in turns],
         release,
     )
-    return {
-        turn.client.id: _sent(turn, ids, values, claims.get(turn.client.id), masks[turn.client.id])
-        for turn, (ids, values) in zip(turns, answers, strict=True)
-    }
+    sent: dict[int, Sealed | None] = {}
+    for turn, (ids, values) in zip(turns, answers, strict=True):
+        client = turn.client
+        claim = protect.claim_of_sum(
+            client.scenario, claims.get(client.id, protect.NO_ROWS), proxy.n_samples
+        )
+        entry = turn.guard.entry(
+            "soft labels", len(ids), protect.readers(client.scenario.privacy), claim
+        )
+        receipt = turn.guard.charge(entry, most)
+        if receipt is None:
+            continue
+        if cohort is None:
+            answer = _packed(client, payload.Answer(client.id, client.round, ids, values))
+        else:
+            answer = secure.blind(client, cohort, secagg.table(ids, values, proxy.n_samples))
+        sent[client.id] = _seal(client, answer, receipt, *masks[client.id])
+    return sent
+
+
+def _summed(turns: Sequence[Turn]) -> tuple[Cohort | None, Sequence[Turn]]:
+    """The cohort of this round, and who of the clients is in it; nobody if there is no sum."""
+    first = turns[0]
+    if "payload" not in first.message.content:
+        return None, ()
+    cohort, _ = secure.cohort(first.client, _payload(first.message))
+    turns = [turn for turn in turns if turn.client.id in cohort.public]
+    for turn in turns:
+        turn.state.update(secure.remembered(turn.client, turn.store))
+    return cohort, turns
 
 
 def _masks(turns: Sequence[Turn], proxy: ProxySet) -> dict[int, tuple[Receipt, ...]]:
-    """See that each state has its mask, charged if it is new; who cannot pay for it is left out."""
+    """See that each state has its mask, charged if it is new; who cannot pay for it is left out.
+
+    Returns: for each client that has one, the receipts that its answers need beside their own.
+    """
     scenario = turns[0].client.scenario
-    again = scenario.method.score.space == "features"
+    again = protect.mask_changes(scenario)
     claim = protect.claim_of_mask(scenario)
     receipts: dict[int, tuple[Receipt, ...]] = {}
     unsure = []
     for turn in turns:
-        receipts[turn.client.id] = ()
-        if "mask" in turn.state and not again:
-            continue
-        if claim is not None:
-            entry = turn.guard.entry("accept mask", len(proxy.x), "server", claim)
-            receipt = turn.guard.charge(entry)
-            if receipt is None:
-                del receipts[turn.client.id]
-                continue
-            receipts[turn.client.id] = (receipt,)
-        unsure.append(turn)
+        paid: tuple[Receipt, ...] = ()
+        if "mask" not in turn.state or again:
+            if claim is not None:
+                seen_by = protect.readers_of_mask(scenario.privacy)
+                entry = turn.guard.entry("accept mask", len(proxy.x), seen_by, claim)
+                receipt = turn.guard.charge(entry)
+                if receipt is None:
+                    continue
+                if seen_by != "no one":
+                    paid = (receipt,)
+            unsure.append(turn)
+        receipts[turn.client.id] = paid
     if unsure:
         clients, models = [turn.client for turn in unsure], [turn.model for turn in unsure]
         for turn, mask in zip(unsure, steps.filter_pool(clients, models, proxy), strict=True):
@@ -210,27 +264,10 @@ def _masks(turns: Sequence[Turn], proxy: ProxySet) -> dict[int, tuple[Receipt, .
     return receipts
 
 
-def _sent(
-    turn: Turn,
-    ids: NDArray[np.int32],
-    values: NDArray[np.float32],
-    claim: Claim | None,
-    receipts: tuple[Receipt, ...],
-) -> Sealed | None:
-    """A client's answers, charged and sealed; None if its budget does not bear them."""
-    client = turn.client
-    entry = turn.guard.entry("soft labels", len(ids), "server", claim or protect.NOTHING)
-    receipt = turn.guard.charge(entry)
-    if receipt is None:
-        return None
-    answer = _packed(client, payload.Answer(client.id, client.round, ids, values))
-    return _seal(client, answer, receipt, *receipts)
-
-
 def _weights(turn: Turn) -> Sealed | None:
-    client = turn.client
+    client, training = turn.client, turn.client.scenario.privacy.training
     receipt = turn.guard.charge(
-        turn.guard.entry("weights", 1, "server", guard.claim_of_model(client))
+        turn.guard.entry("weights", 1, "server", protect.claim_of_model(training))
     )
     if receipt is None:
         return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from fedkd import training
 from fedkd.config import Scenario
 from fedkd.data.federation import Federation
-from fedkd.models.zoo import Classifier, build
+from fedkd.models.zoo import Classifier, Shape, build
 from fedkd.payload import Pool
 from fedkd.rng import stream, torch_stream
 
@@ -52,15 +54,29 @@ class Client:
         return len(self.world.private[self.id]) + copies
 
     def model(self, state: Mapping[str, Tensor] | None) -> Classifier:
-        """The client's model: new, or with the weights of its state."""
+        """The client's model: new, or with a copy of the weights of its state."""
         train = self.world.train
-        init = torch_stream(self.seed, "client", 0, self.id, "init")
         channels, height, width = train.x.shape[1:]
-        shape = (channels, height, width)
-        model = build(self.architecture, shape, train.n_classes, init, train.x.dtype)
-        if state is not None:
-            model.load_state_dict(model_part(state))
-        return model.to(self.device)
+        kind = (self.architecture, (channels, height, width), train.n_classes)
+        if state is None:
+            init = torch_stream(self.seed, "client", 0, self.id, "init")
+            return build(*kind, init, train.x.dtype).to(self.device)
+        model = copy.deepcopy(_skeleton(*kind, train.x.dtype))
+        weights = {name: self._own(weight) for name, weight in model_part(state).items()}
+        model.load_state_dict(weights, assign=True)
+        return model
+
+    def _own(self, weight: Tensor) -> Tensor:
+        """A copy on the client's device, in the memory layout that `zoo.build` gives."""
+        layout = torch.channels_last if weight.ndim == 4 else torch.preserve_format
+        return weight.to(self.device, memory_format=layout, copy=True)
+
+
+@lru_cache(maxsize=8)
+def _skeleton(name: str, shape: Shape, n_classes: int, dtype: torch.dtype) -> Classifier:
+    """A model without weights: drawing some for each message, to be replaced, would take longer."""
+    with torch.device("meta"):
+        return build(name, shape, n_classes, torch.Generator(), dtype)
 
 
 @dataclass(frozen=True, eq=False)

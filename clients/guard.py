@@ -1,7 +1,11 @@
 """What a scenario's privacy settings change in a client's round: charges, abstentions, releases.
 
-Everything that is charged is known before it is computed, so a client whose budget would not bear
-it abstains first: it does not learn from its records, or says nothing, and the round goes on.
+Everything is charged before it happens, so a client whose budget would not bear it abstains first:
+it does not learn from its records, or says nothing, and the round goes on. So does one that has
+been drawn for more rounds than its noise was calibrated for.
+
+Guarantee: what the entries of the client's ledger say; `privacy.totals` adds them up. What a client
+reports about itself must not tell more: the loss of private training stays here.
 Noise is drawn from the house's streams. In a simulation that makes a run repeatable; whoever knows
 the seed could take the noise off again, so a deployment's clients must not share theirs.
 """
@@ -19,8 +23,7 @@ from torch import Tensor
 from clients.client import Client, ProxySet
 from clients.store import ClientStore
 from fedkd import protection, training
-from fedkd.data.tokens import VOCABULARY, Tokens, decode
-from fedkd.errors import FedkdError
+from fedkd.data.tokens import VOCABULARY, Tokens, decode, encode
 from fedkd.exchange.kmeans import distances, kmeans
 from fedkd.models.zoo import Classifier
 from fedkd.rng import torch_stream
@@ -29,7 +32,7 @@ from privacy.degrees import Evidence
 from privacy.ledger import Receipt, Release, SeenBy, What
 from privacy.ngrams import NGrams
 from privacy.protect import Claim, Occasion
-from privacy.totals import Budget, affords
+from privacy.totals import affords
 
 
 @dataclass(frozen=True)
@@ -40,33 +43,31 @@ class Guard:
     client: Client
 
     def entry(self, what: What, rows: int, seen_by: SeenBy, claim: Claim) -> Release:
-        """What the ledger would keep of a release."""
-        said = claim._asdict()
+        """What the ledger would keep of a release. Raises: as `privacy.ledger.Release`."""
         return Release(
             client=self.client.id,
             round=self.client.round,
             what=what,
             rows=rows,
             seen_by=seen_by,
-            **said,
+            **claim._asdict(),
         )
 
-    def charge(self, entry: Release) -> Receipt | None:
-        """Keep an entry, before what it stands for happens; None if the budget does not bear it."""
+    def charge(self, entry: Release, most_rows: int | None = None) -> Receipt | None:
+        """Keep an entry, before what it stands for happens; None if the client must abstain.
+
+        It must if the budget does not bear the entry, or if all entries of this kind would have
+        more than `most_rows` rows, for which their noise was calibrated (None: any number). An
+        entry that is kept already is paid for, so a repeated message gets its receipt again.
+        """
         ledger = self.store.ledger(self.client.id)
-        budget = budget_of(self.client.scenario.privacy)
-        if budget is not None and not affords(ledger, budget, entry):
+        budget = protect.budget_of(self.client.scenario.privacy)
+        rows = entry.rows + sum(kept.rows for kept in ledger.entries() if kept.what == entry.what)
+        too_many = most_rows is not None and rows > most_rows and entry not in ledger
+        if too_many or (budget is not None and not affords(ledger, budget, entry)):
             self.client.metrics["abstained"] = 1.0
             return None
         return ledger.record(entry)
-
-
-def budget_of(privacy: protection.Privacy) -> Budget | None:
-    """The scenario's budget; None if a client may spend without end."""
-    if privacy.budget is None:
-        return None
-    protects = {"record": protect.RECORD, "client": protect.CLIENT}[privacy.unit]
-    return Budget(**protects._asdict(), epsilon=privacy.budget, delta=privacy.delta)
 
 
 def may_train(guard: Guard) -> bool:
@@ -78,36 +79,49 @@ def may_train(guard: Guard) -> bool:
     if isinstance(row, protection.DpSgd):
         row = protect.dp_sgd_of(row, n, client.scenario.training, client.scenario.privacy.delta)
     claim = protect.claim_of_training(row, n, client.scenario.training.local)
-    return guard.charge(guard.entry("training", n, "no one", claim)) is not None
+    most = None
+    if isinstance(row, protection.DpSgd) and row.epsilon is not None:
+        most = protect.most_rows(client.scenario, n)
+    return guard.charge(guard.entry("training", n, "no one", claim), most) is not None
 
 
-def learn(client: Client, model: Classifier, x: Tensor, y: Tensor) -> float:
-    """Train `model` in place under DP-SGD or NFDP; returns the mean loss, for the client alone."""
+def learn(client: Client, model: Classifier, x: Tensor, y: Tensor) -> int:
+    """Train `model` in place under DP-SGD or NFDP; returns how many records it is to learn from.
+
+    The loss is not told: it is of private records, and no guarantee covers it.
+    Guarantee: `protect.claim_of_training`, which `may_train` has charged.
+    Raises: FedkdError for a model that DP-SGD cannot train.
+    """
     scenario = client.scenario
     row, phase = scenario.privacy.training, scenario.training.local
     if isinstance(row, protection.DpSgd):
         row = protect.dp_sgd_of(row, len(x), scenario.training, scenario.privacy.delta)
         noise = torch_stream(client.seed, "client", client.round, client.id, "training noise")
         draws = client.draws("train")
-        return dpsgd.fit(model, x, y, training.cross_entropy, phase, row, draws, noise).loss
+        dpsgd.fit(model, x, y, _record_loss, phase, row, draws, noise)
+        return training.n_learnt(len(x), phase)
     assert isinstance(row, protection.Nfdp)
     once = torch_stream(client.seed, "client", 0, client.id, "nfdp")
     kept = nfdp.subsample(len(x), max(1, round(row.fraction * len(x))), once)
     x, y = x[kept.to(x.device)], y[kept.to(y.device)]
-    return training.fit(model, x, y, training.cross_entropy, phase, client.draws("train"))
+    training.fit(model, x, y, training.cross_entropy, phase, client.draws("train"))
+    return training.n_learnt(len(x), phase)
+
+
+def _record_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss [b] of each record, of texts too: DP-SGD clips records, not positions."""
+    return training.record_losses(training.cross_entropy, logits, labels)
 
 
 def private_mask(client: Client, proxy: ProxySet, own: Tensor) -> tuple[Tensor, float]:
-    """The accept mask [n] and its threshold by the scenario's private filter."""
+    """The accept mask [n] of proxy images and its threshold by the scenario's private filter.
+
+    Guarantee: `private_filter.private_mask`. Its noise is of round 0, so the same mask comes again.
+    Raises: FedkdError as `private_filter.Public.of` and `private_filter.private_mask` do.
+    """
     scenario = client.scenario
     row = scenario.privacy.filter
     assert not isinstance(row, protection.PlainFilter)
-    if proxy.positions > 1:
-        raise FedkdError(
-            "private filters look at pixels",
-            value="text",
-            fix='method.gate.name = "open", or privacy.filter.name = "plain"',
-        )
     x, _ = client.world.client(client.id)
     return private_filter.private_mask(
         _public(proxy, row, client.seed),
@@ -127,29 +141,28 @@ def _public(proxy: ProxySet, row: private_filter.Row, seed: int) -> private_filt
 
 
 def told(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) -> tuple[Tensor, Claim]:
-    """What leaves for the logits [m * L, classes] of the records [m], and what may be claimed."""
-    privacy, model = client.scenario.privacy, claim_of_model(client)
+    """What leaves for the logits [m * L, classes] of the records [m], and what may be claimed.
+
+    Guarantee: the release's own, for the client; and the model's, for a record, where nothing but
+    the model and what is public goes into the release. Temperatures by density read the records.
+    Raises: FedkdError for logits that are not finite.
+    """
+    privacy = client.scenario.privacy
     if isinstance(privacy.release, protection.PlainRelease):
-        return client.scenario.method.release.release(logits), model
+        values = client.scenario.method.release.release(logits)
+        return values, protect.claim_of_model(privacy.training)
     noise = torch_stream(client.seed, "client", client.round, client.id, "release noise")
     occasion = _occasion(client, proxy, records, logits)
-    values, claim = protect.answers(privacy, logits, occasion, noise)
-    if model.guarantee != "proved":
-        return values, claim
-    if claim.guarantee != "proved":
-        return values, model._replace(reason=f"{claim.reason}, {model.reason}")
-    return values, claim._replace(derived_from=model.derived_from)
+    values, _ = protect.answers(privacy, logits, occasion, noise)
+    return values, protect.claim_of_release(privacy, occasion, len(logits), logits.shape[1])
 
 
-def claim_of_model(client: Client) -> Claim:
-    """What may be claimed of anything that is computed from the client's model alone."""
-    match client.scenario.privacy.training:
-        case protection.DpSgd():
-            return Claim("proved", "of a model trained with DP-SGD", derived_from=("training",))
-        case protection.Nfdp():
-            return Claim("empirical", "of a model trained on a part of the records (NFDP)")
-        case _:
-            return protect.NOTHING
+def most_told(client: Client, proxy: ProxySet) -> int | None:
+    """Soft labels that a client may tell in the whole run; None where noise counts on no number."""
+    calibrated = protection.GaussianRelease | protection.LaplaceRelease
+    if not isinstance(client.scenario.privacy.release, calibrated):
+        return None
+    return protect.most_rows(client.scenario, proxy.n_samples)
 
 
 def _occasion(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) -> Occasion:
@@ -157,8 +170,11 @@ def _occasion(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) 
     row = scenario.privacy.release
     degree: Tensor | None = None
     origin: degrees.Origin = "public"
+    pooled: tuple[int, ...] = ()
     if isinstance(row, protection.Swing):
-        if row.degree in PUBLIC_DEGREES:
+        if client.world.tokens is not None:
+            pooled = tuple(sorted(set(encode(row.pooled, client.world.tokens).tolist())))
+        if row.degree in protection.TEXT_DEGREES:
             degree = public_degrees(proxy, row, client.world.tokens)[_positions(records, proxy)]
         else:
             degree, origin = _private_degrees(client, proxy, row, records, logits), "private"
@@ -168,11 +184,8 @@ def _occasion(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) 
         delta=scenario.privacy.delta,
         degrees=degree,
         origin=origin,
+        pooled=pooled,
     )
-
-
-PUBLIC_DEGREES = ("patterns", "rarity")
-"""Degrees that everybody can compute from the proxy set, so each position has its temperature."""
 
 
 def _positions(records: Tensor, proxy: ProxySet) -> Tensor:
@@ -182,31 +195,28 @@ def _positions(records: Tensor, proxy: ProxySet) -> Tensor:
 
 @lru_cache(maxsize=2)
 def public_degrees(proxy: ProxySet, row: protection.Swing, tokens: Tokens | None) -> Tensor:
-    """The degree of privacy [n * L] of each position of the proxy set, from the set alone.
+    """The degree of privacy [n * L] of each position of texts for proxy, from these alone.
 
-    Raises: FedkdError for images, of which these degrees know nothing.
+    Everybody can compute it, so each position has its own temperature. A position is as private as
+    the token that it predicts, the next one; what follows the record is taken to be as private as
+    its last token.
     """
-    if tokens is None:
-        raise FedkdError(
-            "this degree of privacy is one of text",
-            value=row.degree,
-            allowed="classes, density for images",
-            fix='privacy.release.degree = "density"',
-        )
+    assert tokens is not None  # a scenario of images has no such degree
     ids = proxy.x.flatten(1).cpu()
+    spans = [(t, t + 1) for t in range(proxy.positions)]
+    found = torch.zeros(ids.shape, dtype=torch.float64)
     if row.degree == "patterns":
         texts = [_characters(record.numpy(), tokens) for record in ids]
-        # Position t predicts the character t + 1; what follows the record is taken to be as
-        # private as its last character.
-        last = proxy.positions - 1
-        offsets = [(min(t + 1, last), min(t + 1, last) + 1) for t in range(proxy.positions)]
-        evidence = Evidence(texts=texts, offsets=[offsets] * len(texts))
-        return degrees.Patterns().degree(evidence)
-    vocabulary = VOCABULARY[tokens]
-    surprisals = NGrams(ids.tolist(), vocabulary=vocabulary).surprisals
-    rare = np.stack([surprisals(record.tolist()) for record in ids]) / np.log(vocabulary)
-    following = np.concatenate([rare[:, 1:], rare[:, -1:]], axis=1)
-    return torch.from_numpy(following.reshape(-1)).clamp(max=1)
+        evidence = Evidence(texts=texts, offsets=[spans] * len(ids))
+        found = degrees.Patterns().degree(evidence).view(ids.shape)
+    else:
+        # By the other half of the records: to n-grams of its own record, no secret is a surprise.
+        for half in (0, 1):
+            ngrams = NGrams(ids[1 - half :: 2].tolist(), vocabulary=VOCABULARY[tokens])
+            mine = ids[half::2]
+            evidence = Evidence(ngrams=ngrams, tokens=mine.flatten(), offsets=[spans] * len(mine))
+            found[half::2] = degrees.Rarity().degree(evidence).view(mine.shape)
+    return torch.cat([found[:, 1:], found[:, -1:]], dim=1).flatten()
 
 
 def _characters(ids: NDArray[np.int64], tokens: Tokens) -> str:
@@ -219,7 +229,10 @@ def _characters(ids: NDArray[np.int64], tokens: Tokens) -> str:
 def _private_degrees(
     client: Client, proxy: ProxySet, row: protection.Swing, records: Tensor, logits: Tensor
 ) -> Tensor:
-    """The degree [m * L] of positions by what only the client knows."""
+    """The degree [m * L] of positions by what only the client knows.
+
+    `classes` asks the model which class a sample is of; `density` reads the private records.
+    """
     if row.degree == "classes":
         evidence = Evidence(labels=logits.argmax(dim=1).cpu())
         return degrees.PrivateClasses(private=row.private_classes).degree(evidence)
@@ -232,10 +245,13 @@ def _private_degrees(
 
 
 def lesson(client: Client, proxy: ProxySet, ids: Tensor, target: Tensor) -> Tensor:
-    """What a student learns from under Swing: the target [m, classes] with T and weight beside."""
+    """What a student learns from under Swing: the target [m, classes] with T and weight beside.
+
+    The temperatures are the teachers' where everybody knows them, else the lowest.
+    """
     row = client.scenario.privacy.release
     assert isinstance(row, protection.Swing)
-    if row.degree in PUBLIC_DEGREES:
+    if row.degree in protection.TEXT_DEGREES:
         degree = public_degrees(proxy, row, client.world.tokens)[ids]
         swinging = protect.swing_of(row, "public")
     else:

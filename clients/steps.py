@@ -60,15 +60,14 @@ def learn_private(clients: Sequence[Client], models: Sequence[Classifier]) -> No
     phase = scenario.training.local
     if isinstance(scenario.privacy.training, protection.PlainTraining):
         losses = _fit("train", clients, models, xs, ys, training.cross_entropy, phase)
+        for client, loss in zip(clients, losses, strict=True):
+            client.metrics["train_loss"] = loss
     else:
-        losses = []
         for client, model, x, y in zip(clients, models, xs, ys, strict=True):
             start = time.perf_counter()
-            losses.append(guard.learn(client, model, x, y))
+            client.metrics["train_samples"] = guard.learn(client, model, x, y)
             client.took("train", time.perf_counter() - start)
-            client.metrics["train_samples"] = training.n_learnt(len(x), phase)
-    for client, (x, _), loss in zip(clients, data, losses, strict=True):
-        client.metrics["train_loss"] = loss
+    for client, x in zip(clients, xs, strict=True):
         client.metrics["n_private"] = len(x)
 
 
@@ -257,7 +256,8 @@ def _lesson(ids: Tensor, target: Tensor, positions: int) -> tuple[Tensor, Tensor
         return ids, target, None
     rows, place = torch.unique(ids // positions, return_inverse=True)
     at = (place, ids % positions)
-    targets = target.new_zeros(len(rows), positions, target.shape[1])
+    # Not zeros: a temperature of 0 (Swing's targets hold one) times a weight of 0 would be NaN.
+    targets = target.new_ones(len(rows), positions, target.shape[1])
     targets[at] = target
     weight = target.new_zeros(len(rows), positions)
     weight[at] = 1

@@ -15,7 +15,7 @@ from typing import Protocol
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from privacy.ledger import Ledger
+from privacy.ledger import Ledger, Release
 
 State = Mapping[str, Tensor]
 
@@ -72,6 +72,10 @@ class MemoryStore:
     def ledger(self, client: int) -> Ledger:
         """See `ClientStore`."""
         return self._ledgers.setdefault(client, Ledger())
+
+    def ledgers(self) -> dict[int, tuple[Release, ...]]:
+        """The entries of each client that has a ledger."""
+        return {client: self._ledgers[client].entries() for client in sorted(self._ledgers)}
 
     def load_pool(self, digest: str) -> bytes | None:
         """See `ClientStore`."""

@@ -13,7 +13,14 @@ from torch import Tensor
 from fedkd.cohort import Cohort
 from fedkd.config import Phase
 from fedkd.models.zoo import Classifier
-from fedkd.training import EVALUATION_BATCH, cross_entropy, fit, inputs, predict, record_losses
+from fedkd.training import (
+    cross_entropy,
+    evaluation_batch,
+    fit,
+    inputs,
+    predict,
+    record_losses,
+)
 
 CANDIDATES = (1, 8, 32, 128)
 STEPS = 6
@@ -66,7 +73,7 @@ def bytes_a_client(model: Classifier, x: Tensor, y: Tensor, phase: Phase) -> int
         kept.pop(parameter.untyped_storage().data_ptr(), None)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     moments = 2 if phase.optimizer == "adam" else int(phase.momentum > 0)
-    passing = sum(kept.values()) * max(2.0, EVALUATION_BATCH / len(x))
+    passing = sum(kept.values()) * max(2.0, evaluation_batch(model, x) / len(x))
     return int(weights * (3 + moments) + passing)
 
 
@@ -82,7 +89,8 @@ def _seconds_a_client(
     steps = phase.model_copy(update={"epochs": STEPS, "batch_size": len(x)})
     together = [copy.deepcopy(model) for _ in range(n_clients)]
     draws = [np.random.default_rng(0) for _ in together]
-    pool = x.repeat(-(-EVALUATION_BATCH // len(x)), 1, 1, 1)[:EVALUATION_BATCH]
+    looked_at = evaluation_batch(model, x)
+    pool = x.repeat(-(-looked_at // len(x)), 1, 1, 1)[:looked_at]
 
     def learn() -> None:
         if n_clients == 1:

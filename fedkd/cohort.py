@@ -23,10 +23,10 @@ from torch.nn.utils.rnn import pad_sequence
 from fedkd.config import Phase
 from fedkd.models.zoo import Classifier
 from fedkd.training import (
-    EVALUATION_BATCH,
     Grades,
     Loss,
     batches,
+    evaluation_batch,
     grade,
     inputs,
     optimizer,
@@ -123,8 +123,9 @@ class Cohort:
         Of clients with fewer rows than others, no more than one block is padded.
         """
         found: list[list[Tensor]] = [[self._nothing(x)] for _ in rows]
-        for start in range(0, max(map(len, rows)), EVALUATION_BATCH):
-            parts = [mine[start : start + EVALUATION_BATCH] for mine in rows]
+        size = evaluation_batch(self._models[0], x)
+        for start in range(0, max(map(len, rows)), size):
+            parts = [mine[start : start + size] for mine in rows]
             looking = [client for client, part in enumerate(parts) if len(part)]
             weights = self._weights
             if len(looking) < len(rows):
@@ -141,7 +142,8 @@ class Cohort:
     def grades(self, x: Tensor, y: Tensor) -> list[Grades]:
         """As `training.grades` for each client, on records x and labels y that all look at."""
         graded = []
-        for logits, labels in zip(self._shared(x), torch.split(y, EVALUATION_BATCH), strict=True):
+        size = evaluation_batch(self._models[0], x)
+        for logits, labels in zip(self._shared(x), torch.split(y, size), strict=True):
             of_all = labels.expand(len(logits), *labels.shape)
             columns = grade(logits.flatten(0, 1), of_all.flatten(0, 1))
             graded.append([column.view(len(logits), len(labels)) for column in columns])
@@ -149,7 +151,7 @@ class Cohort:
         return [Grades(*of_one) for of_one in zip(*together, strict=True)]
 
     def _shared(self, x: Tensor) -> Iterator[Tensor]:
-        for block in torch.split(x, EVALUATION_BATCH):
+        for block in torch.split(x, evaluation_batch(self._models[0], x)):
             yield self._logits(self._weights, inputs(block), None)
 
     def _nothing(self, x: Tensor) -> Tensor:

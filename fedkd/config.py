@@ -17,6 +17,7 @@ from pydantic import Field, NonNegativeInt, ValidationError, field_validator, mo
 
 from fedkd.config_errors import explain
 from fedkd.config_overrides import apply
+from fedkd.config_privacy import check_axes, check_privacy
 from fedkd.data.canaries import Canaries
 from fedkd.data.federation import Federation, build
 from fedkd.data.partition import Iid, Natural, Partition, Strong, Virtual
@@ -31,7 +32,7 @@ from fedkd.exchange.methods import METHODS, Exchange
 from fedkd.exchange.release import Release
 from fedkd.exchange.score import Score
 from fedkd.models.zoo import MODELS
-from fedkd.protection import Privacy
+from fedkd.protection import PlainServer, Privacy
 from fedkd.section import Section
 
 STAGES = ("score", "gate", "release", "combine", "distill")
@@ -197,6 +198,7 @@ class Scenario(Section):
                 value=block,
                 allowed=f"1 number, or {len(names)}",
             )
+        self.privacy.check_server(self.method.exchange, self.method.release.name)
         release, distill = self.method.release, self.method.distill
         if release.temperature != distill.temperature:
             raise FedkdError(
@@ -205,6 +207,7 @@ class Scenario(Section):
                 value=(release.temperature, distill.temperature),
                 fix="set method.release.temperature and method.distill.temperature to the same",
             )
+        check_privacy(self)
         return self
 
     @property
@@ -229,9 +232,14 @@ class Scenario(Section):
         return 1 if most == 1 else most * len(self.blocks)
 
     def world(self, seed: int) -> Federation:
-        """Who holds which samples; built once a process. Raises: FedkdError for impossible data."""
+        """Who holds which samples; built once a process.
+
+        Raises: FedkdError for impossible data, or settings that these cannot go with.
+        """
         proxy = self.proxy if self.uses_pool else None
-        return build(self.data, self.partition, proxy, self.validation, seed, self.canaries)
+        world = build(self.data, self.partition, proxy, self.validation, seed, self.canaries)
+        check_axes(self, world.train.x[0].numel())
+        return world
 
     def measures(self, round_: int) -> bool:
         """Whether the clients are measured in a round."""
@@ -243,8 +251,15 @@ class Scenario(Section):
         return self.model_copy(update={"grid": grid})
 
     def row(self, reference: str) -> Scenario:
-        """This scenario as one of the `REFERENCES`."""
-        return self.model_copy(update={**REFERENCES[reference][1](self), "references": ()})
+        """This scenario as one of the `REFERENCES`.
+
+        Where a row has no soft labels, there is nothing for `privacy.server` to protect.
+        """
+        row = self.model_copy(update={**REFERENCES[reference][1](self), "references": ()})
+        if row.method.exchange == "soft-labels":
+            return row
+        privacy = self.privacy.model_copy(update={"server": PlainServer()})
+        return row.model_copy(update={"privacy": privacy})
 
 
 def _method(name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ checks everything that it reads, and refuses with a `PayloadError` that says why
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,8 @@ SCHEMA = 2
 Bytes = NDArray[np.uint8]
 Array = NDArray[Any]
 HEADER = "header"
+WORD = 32
+"""Bytes of a key and of a shared secret."""
 
 
 class Hello(NamedTuple):
@@ -248,6 +250,96 @@ def decode_consensus(data: Bytes, *, round_: int, n_samples: int, n_classes: int
     return Consensus(**arrays)
 
 
+def encode_key(key: bytes, client: int, round_: int) -> Bytes:
+    """One client's public key of one round as bytes."""
+    return _encode("key", {"key": _octets([key])}, client=client, round=round_)
+
+
+def decode_key(data: Bytes, *, client: int, round_: int) -> bytes:
+    """The 32 bytes of a key. Raises: PayloadError for another client or round, or another size."""
+    arrays, header = _decode(data, "key", {"key": "uint8"})
+    _sender(header, client, round_)
+    return _split(arrays["key"], 1)[0]
+
+
+def encode_cohort(public: Mapping[int, bytes], lost: Collection[int], round_: int) -> Bytes:
+    """The public keys of a round by client, and which of these clients were lost, as bytes."""
+    arrays: dict[str, Array] = {
+        "clients": np.array(sorted(public), np.int32),
+        "keys": _octets([public[client] for client in sorted(public)]),
+        "lost": np.array(sorted(lost), np.int32),
+    }
+    return _encode("cohort", arrays, round=round_)
+
+
+def decode_cohort(data: Bytes, *, round_: int) -> tuple[dict[int, bytes], frozenset[int]]:
+    """The public keys by client, and the clients that were lost.
+
+    Raises: PayloadError for another round, clients repeated or not ascending, keys of another
+        number or size, or a lost client that has no key.
+    """
+    spec = {"clients": "int32", "keys": "uint8", "lost": "int32"}
+    arrays, header = _decode(data, "cohort", spec)
+    if _whole(header, "round") != round_:
+        raise PayloadError("cohort of another round", value=header["round"])
+    for name in ("clients", "lost"):
+        _ascending(arrays[name], name)
+    public = dict(
+        zip(
+            arrays["clients"].tolist(),
+            _split(arrays["keys"], len(arrays["clients"])),
+            strict=True,
+        )
+    )
+    lost = frozenset(arrays["lost"].tolist())
+    _require(lost <= public.keys(), "a client without a key is lost")
+    return public, lost
+
+
+def encode_blinded(blinded: NDArray[np.uint64], client: int, round_: int) -> Bytes:
+    """One client's table under its mask [samples, classes + 1] as bytes."""
+    return _encode("blinded", {"table": blinded}, client=client, round=round_)
+
+
+def decode_blinded(
+    data: Bytes, *, client: int, round_: int, shape: tuple[int, int]
+) -> NDArray[np.uint64]:
+    """The table of `client` in `round_`; whatever numbers it holds are possible.
+
+    Raises: PayloadError for another client or round, or another shape.
+    """
+    arrays, header = _decode(data, "blinded", {"table": "uint64"})
+    _sender(header, client, round_)
+    table = arrays["table"]
+    _require(table.shape == shape, f"table is {list(table.shape)}, not {list(shape)}")
+    return table
+
+
+def encode_secrets(secrets: Mapping[int, bytes], client: int, round_: int) -> Bytes:
+    """What one client shared with each of the lost ones, as bytes."""
+    arrays: dict[str, Array] = {
+        "lost": np.array(sorted(secrets), np.int32),
+        "secrets": _octets([secrets[peer] for peer in sorted(secrets)]),
+    }
+    return _encode("secrets", arrays, client=client, round=round_)
+
+
+def decode_secrets(
+    data: Bytes, *, client: int, round_: int, lost: frozenset[int]
+) -> dict[int, bytes]:
+    """The secrets of `client` with those that were lost.
+
+    Raises: PayloadError for another client or round, other peers, or secrets of another size.
+    """
+    arrays, header = _decode(data, "secrets", {"lost": "int32", "secrets": "uint8"})
+    _sender(header, client, round_)
+    _ascending(arrays["lost"], "lost")
+    peers = arrays["lost"].tolist()
+    if frozenset(peers) != lost:
+        raise PayloadError("secrets with other clients", value=peers, allowed=str(sorted(lost)))
+    return dict(zip(peers, _split(arrays["secrets"], len(peers)), strict=True))
+
+
 def encode_weights(
     weights: NDArray[np.float32], client: int, round_: int, n_samples: int = 0
 ) -> Bytes:
@@ -327,6 +419,30 @@ def _ids(ids: Array, n_samples: int) -> None:
     if len(ids):
         _require(int(ids.min()) >= 0 and int(ids.max()) < n_samples, "an id is out of range")
         _require(bool((np.diff(ids) > 0).all()), "ids are repeated or not ascending")
+
+
+def _octets(words: Sequence[bytes]) -> NDArray[np.uint8]:
+    """Words of 32 bytes as uint8 [n, 32]."""
+    return np.frombuffer(b"".join(words), np.uint8).reshape(len(words), WORD)
+
+
+def _split(octets: Array, n: int) -> list[bytes]:
+    """The n words of uint8 [n, 32]."""
+    _require(octets.shape == (n, WORD), f"expected {n} words of {WORD} bytes")
+    return [row.tobytes() for row in octets]
+
+
+def _ascending(clients: Array, name: str) -> None:
+    _require(clients.ndim == 1, f"{name} is not [n]")
+    _require(bool((np.diff(clients, prepend=-1) > 0).all()), f"{name} is not ascending from 0")
+
+
+def _sender(header: Mapping[str, Any], client: int, round_: int) -> None:
+    found = (_whole(header, "client"), _whole(header, "round"))
+    if found != (client, round_):
+        raise PayloadError(
+            "a message of another client or round", value=found, allowed=str((client, round_))
+        )
 
 
 def _whole(header: Mapping[str, Any], key: str) -> int:

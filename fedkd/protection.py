@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from fedkd.errors import FedkdError
 from fedkd.section import Section, table
 
 
@@ -33,6 +34,21 @@ class DpSgd(Section):
     """Of the noise on a sum, in units of `clip`, if there is no `epsilon`; 0 guarantees nothing."""
     error_clip: float = Field(0.0, ge=0)
     """C2 of DiceSGD's error feedback, in units of the mean gradient; 0 is plain DP-SGD."""
+
+    @model_validator(mode="after")
+    def _calibrates_what_is_proved(self) -> DpSgd:
+        if self.epsilon is not None and self.error_clip:
+            raise FedkdError(
+                "no noise is calibrated for DP-SGD with error feedback",
+                value=f"epsilon {self.epsilon}, error_clip {self.error_clip}",
+                fix="set privacy.training.noise_multiplier instead of epsilon, or no error_clip",
+            )
+        return self
+
+    @property
+    def noisy(self) -> bool:
+        """Whether there is any noise, without which nothing is guaranteed."""
+        return self.epsilon is not None or self.noise_multiplier > 0
 
     @property
     def noise_std(self) -> float:
@@ -125,6 +141,10 @@ class RandomisedResponse(Section):
     """Of a whole client, for one answer."""
 
 
+TEXT_DEGREES = ("patterns", "rarity")
+"""Degrees of privacy that are read off the proxy set's texts, so that everybody knows them."""
+
+
 class Swing(Section):
     """A temperature for each position by how private it is, and noise. Formulas are ours."""
 
@@ -141,6 +161,29 @@ class Swing(Section):
     """Of the noise on a soft label: its standard deviation, or Laplace scale."""
     noise_from: float = Field(0.0, ge=0, le=1)
     """The least degree that is noised. Above 0 nothing is claimed: it is empirical."""
+    pooled: str = ""
+    """Of texts: characters that answers never tell apart, as the alphabet of secrets."""
+
+    @model_validator(mode="after")
+    def _swings(self) -> Swing:
+        if self.t_max < self.t_min:
+            raise FedkdError(
+                "the highest temperature is below the lowest in privacy.release.t_max",
+                value=self.t_max,
+                allowed=f"{self.t_min} or more",
+            )
+        if (self.degree == "classes") != bool(self.private_classes):
+            raise FedkdError(
+                "the degree classes needs private classes, and no other has them",
+                value=f"{self.degree}, {self.private_classes}",
+                fix='privacy.release.degree = "classes" with private_classes = [3, 5], for example',
+            )
+        return self
+
+    @property
+    def reads_records(self) -> bool:
+        """Whether temperatures depend on private records themselves, and not on a model alone."""
+        return self.degree == "density"
 
 
 class PlainServer(Section):
@@ -208,3 +251,44 @@ class Privacy(Section):
     """The epsilon at which a client stops: it abstains from then on, and the run goes on."""
     unit: Literal["record", "client"] = "record"
     """Whom the budget protects: one record added or removed, or a client's whole data replaced."""
+
+    @property
+    def noised(self) -> bool:
+        """Whether every answer has noise of its own before it leaves."""
+        if isinstance(self.release, Swing):
+            return self.release.noise != "none"
+        return not isinstance(self.release, PlainRelease | TopOne)
+
+    def check_server(self, exchange: str, release: str) -> None:
+        """Args: exchange, release: what the method exchanges, and the name of its release.
+
+        Raises: FedkdError where the server's protection does not go with the rest.
+        """
+        if isinstance(self.server, PlainServer):
+            return
+        if exchange != "soft-labels":
+            raise FedkdError(
+                f"privacy.server.name = {self.server.name!r} protects a sum of soft labels, and "
+                "this method sends none",
+                value=exchange,
+                allowed="a method that exchanges soft-labels",
+                fix='privacy.server.name = "plain"',
+            )
+        secure = isinstance(self.server, SecureAggregation)
+        # A table under a mask is sent whole, so a coding would lose something and save nothing.
+        allowed = ("probabilities",) if secure else ("probabilities", "top-k", "sampled")
+        if release not in allowed:
+            raise FedkdError(
+                f"privacy.server.name = {self.server.name!r} does not go with this release",
+                value=f"method.release.name = {release!r}",
+                allowed=", ".join(allowed),
+                fix='method.release.name = "probabilities"',
+            )
+        if isinstance(self.server, SecureAggregation) and self.server.sigma and self.noised:
+            raise FedkdError(
+                "answers would get noise twice, and be charged for one of them",
+                value=f"privacy.server.sigma = {self.server.sigma:g} and "
+                f"privacy.release.name = {self.release.name!r}",
+                allowed="one of the two",
+                fix='privacy.server.sigma = 0, or privacy.release.name = "plain"',
+            )

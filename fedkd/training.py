@@ -22,8 +22,8 @@ from fedkd.config import Phase
 from fedkd.data.dataset import NO_LABEL, as_input
 from fedkd.models.zoo import Classifier
 
-EVALUATION_BATCH = 256
-"""Records predicted at once: what an MLP and a CNN took least time for on a CPU's caches."""
+EVALUATION_BATCH = 512
+"""Records predicted at once, and fewer where `evaluation_batch` says so."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From logits [b, classes] and targets [b, …] to one value a position [b]."""
@@ -89,7 +89,7 @@ def fit(
     x = inputs(x)
     model.train()
     step_with = optimizer(list(model.parameters()), phase)
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    losses, sizes = [], []
     for batch in batches(n, phase, draws):
         ids = torch.from_numpy(batch).to(x.device)
         logits = model(x[ids if rows is None else rows[ids]])
@@ -98,8 +98,9 @@ def fit(
         step_with.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         step_with.step()
-        total += value.detach() * len(batch)  # stays on the device: reading it would wait for it
-    return float(total) / n_learnt(n, phase)
+        losses.append(value.detach())  # stays on the device: to read it is to wait for it
+        sizes.append(len(batch))
+    return float(np.average(torch.stack(losses).double().cpu().numpy(), weights=sizes))
 
 
 def optimizer(weights: list[Tensor], phase: Phase) -> torch.optim.Optimizer:
@@ -139,17 +140,27 @@ def n_learnt(n: int, phase: Phase) -> int:
 @torch.no_grad()
 def predict(model: Classifier, x: Tensor) -> Tensor:
     """Logits [n, classes] of images x [n, c, h, w], [n, L, classes] of tokens [n, 1, 1, L]."""
-    return torch.cat(list(_mapped(model, x)))
+    return torch.cat(list(_mapped(model, model, x)))
 
 
 @torch.no_grad()
 def features(model: Classifier, x: Tensor) -> Tensor:
     """Penultimate features [n, d] or [n, L, d] of x."""
-    return torch.cat(list(_mapped(model.features, x)))
+    return torch.cat(list(_mapped(model, model.features, x)))
 
 
-def _mapped(function: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[Tensor]:
-    return (function(inputs(block)) for block in torch.split(x, EVALUATION_BATCH))
+def evaluation_batch(model: Classifier, x: Tensor) -> int:
+    """How many records of x the model predicts at once.
+
+    On a CPU the maps of a convolution should stay in a core's cache: 64 images of 1x28x28 took 0.8
+    of the time that 512 took.
+    """
+    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return EVALUATION_BATCH // 8 if convolves and x.device.type == "cpu" else EVALUATION_BATCH
+
+
+def _mapped(model: Classifier, function: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[Tensor]:
+    return (function(inputs(block)) for block in torch.split(x, evaluation_batch(model, x)))
 
 
 class Grades(NamedTuple):
@@ -170,8 +181,8 @@ def grades(model: Classifier, x: Tensor, y: Tensor) -> Grades:
     Logits are graded block by block: those of all tokens of a test set would not fit in memory.
     """
     model.eval()
-    labels = torch.split(y, EVALUATION_BATCH)
-    graded = [grade(logits, part) for logits, part in zip(_mapped(model, x), labels, strict=True)]
+    blocks = zip(_mapped(model, model, x), torch.split(y, evaluation_batch(model, x)), strict=True)
+    graded = [grade(logits, labels) for logits, labels in blocks]
     return Grades(*(torch.cat(column) for column in zip(*graded, strict=True)))
 
 

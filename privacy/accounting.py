@@ -56,6 +56,10 @@ MOST_STEPS = 100_000
 """The grid gets coarser where the losses would span more steps."""
 COARSEST = 0.1
 """The coarsest step at which PLD is still tight enough to be worth showing."""
+LEAST_NOISE, MOST_NOISE = 2.0**-10, 2.0**30
+"""Noise multipliers between which a calibration looks."""
+CALIBRATED = 1e-4
+"""How much more than the least noise a calibration may find, as a share of it."""
 LEAST_DELTA = 1e-12
 """Below it the tails that PLD cuts off, up to 1e-15 a composition, are no longer negligible."""
 
@@ -102,6 +106,39 @@ def rdp_epsilon(events: Iterable[Event], protects: Protects, delta: float) -> fl
     """As `epsilon`, by RDP alone: a valid bound in about a millisecond, for a check each round."""
     merged = _merge(events, protects, delta)
     return min(_pure_sum(merged), _rdp_epsilon(merged, delta))
+
+
+@lru_cache(maxsize=1024)
+def least_gaussian(
+    budget: float, protects: Protects, delta: float, others: tuple[Event, ...] = ()
+) -> Gaussian:
+    """The Gaussian event of least noise that costs at most `budget` at `delta`, `others` included.
+
+    By `rdp_epsilon`, hence by `epsilon` too, which shows the larger of two bounds and would show
+    about a twelfth more than `budget` for the analytic calibration.
+    Guarantee: (budget, delta)-DP for `protects`, of all these events together.
+    Raises: FedkdError if the others alone cost that much, or no noise is enough.
+    """
+
+    def cost(multiplier: float) -> float:
+        event = Gaussian(
+            noise_multiplier=multiplier, unit=protects.unit, relation=protects.relation
+        )
+        return rdp_epsilon((*others, event), protects, delta)
+
+    low, high = LEAST_NOISE, 2 * LEAST_NOISE
+    while cost(high) > budget:
+        low, high = high, 2 * high
+        if high > MOST_NOISE:
+            raise FedkdError(
+                "no noise keeps this within the budget",
+                value=f"epsilon {budget:g} at delta {delta:g}",
+                fix="raise the epsilon or the delta",
+            )
+    while high / low > 1 + CALIBRATED:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if cost(middle) <= budget else (middle, high)
+    return Gaussian(noise_multiplier=high, unit=protects.unit, relation=protects.relation)
 
 
 def to_dp_event(event: Event) -> dp_accounting.DpEvent:
@@ -209,14 +246,14 @@ def _rdp(event: Event) -> NDArray[np.float64]:
         else NeighboringRelation.ADD_OR_REMOVE_ONE
     )
     accountant = RdpAccountant(neighboring_relation=relation)
-    with _quiet():
+    with quiet():
         accountant.compose(to_dp_event(event))
     rdp: NDArray[np.float64] = accountant.rdp
     return rdp
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without dp_accounting's remark on each order that it leaves out: any order gives a bound."""
     logger = logging.getLogger("absl")
     before, logger.disabled = logger.disabled, True

@@ -26,6 +26,7 @@ from scipy.stats import binom
 from fedkd.config import Phase
 from fedkd.errors import FedkdError
 from fedkd.protection import DpSgd
+from privacy.accounting import quiet
 
 LOST_ROUNDS = 0.05
 """The share of clients that may be drawn for more rounds than their noise is calibrated for."""
@@ -133,7 +134,8 @@ def _calibrated(
     run: Schedule, epsilon: float, delta: float, accountant: Callable[[], PrivacyAccountant]
 ) -> float:
     """Kept, since many clients ask the same in every round and an answer takes seconds."""
-    enough = calibrate_dp_mechanism(
-        accountant, partial(round_event, run), epsilon, delta, tol=TOLERANCE
-    )
+    with quiet():
+        enough = calibrate_dp_mechanism(
+            accountant, partial(round_event, run), epsilon, delta, tol=TOLERANCE
+        )
     return float(enough)

@@ -47,6 +47,7 @@ class Release(Section):
     """One thing that left one client in one round, or that what left was made of."""
 
     client: int
+    """A partition id; -1, in the server's own ledger, stands for any one client."""
     round: int
     what: What
     rows: int = Field(ge=0)
@@ -92,7 +93,7 @@ class Receipt:
 
 
 class Sealed(NamedTuple):
-    """Bytes that may leave, since every release in them is recorded. Made by `seal`."""
+    """Bytes that may leave: all that is private in them is recorded. Made by `seal`, `public`."""
 
     data: Bytes
     receipts: tuple[Receipt, ...]
@@ -115,6 +116,11 @@ def seal(data: Bytes, *receipts: Receipt, client: int, round_: int) -> Sealed:
                 allowed=f"client {client}, round {round_}, seen by others",
             )
     return Sealed(data, receipts)
+
+
+def public(data: Bytes) -> Sealed:
+    """What the client app may send without an entry: bytes drawn without looking at its data."""
+    return Sealed(data, ())
 
 
 class _Known(NamedTuple):
@@ -199,10 +205,23 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
+def look(path: Path) -> tuple[Release, ...]:
+    """The entries of a ledger's file so far, for a reader: nothing is written or remembered."""
+    data = path.read_bytes()
+    return tuple(_entries(path, data[: data.rfind(b"\n") + 1]))
+
+
 def _read(path: Path) -> dict[Release, None]:
     """The entries of a file; a last line that a crash has torn is cut off."""
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
+    entries = _entries(path, whole)
+    if len(whole) < len(data):
+        os.truncate(path, len(whole))
+    return entries
+
+
+def _entries(path: Path, whole: bytes) -> dict[Release, None]:
     entries: dict[Release, None] = {}
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
@@ -214,6 +233,4 @@ def _read(path: Path) -> dict[Release, None]:
                 fix=f"put back the line as it was ({error.errors()[0]['msg']}); without it, what "
                 "was spent is not known",
             ) from None
-    if len(whole) < len(data):
-        os.truncate(path, len(whole))
     return entries

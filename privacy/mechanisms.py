@@ -190,7 +190,7 @@ class HardLabels:
         """The charge for `rows` labels."""
         at = torch.tensor(self.labels.temperature, dtype=torch.float64)
         epsilon = float(log_ratio(self.labels.bound, at, n_classes))
-        event = dp_accounting.RandomizedResponseDpEvent(1 - _kept(epsilon, 2), 2)
+        event = dp_accounting.RandomizedResponseDpEvent(_at_random(epsilon, 2), 2)
         return Cost(
             neighbours="replace one client",
             event=repeated(event, rows),
@@ -202,6 +202,12 @@ def _kept(epsilon: float, n_classes: int) -> float:
     """(e^eps - 1) / (e^eps - 1 + C), for any large epsilon."""
     gain = -math.expm1(-epsilon)
     return gain / (gain + n_classes * math.exp(-epsilon))
+
+
+def _at_random(epsilon: float, n_classes: int) -> float:
+    """1 - `_kept`, which would be 0 above an epsilon of 37 if it were taken from 1."""
+    share = n_classes * math.exp(-epsilon)
+    return share / (share - math.expm1(-epsilon))
 
 
 @dataclass(frozen=True)
@@ -245,7 +251,8 @@ class RandomisedResponse:
 
     def cost(self, rows: int) -> Cost:
         """The charge for `rows` labels."""
-        event = dp_accounting.RandomizedResponseDpEvent(1 - self.beta, self.n_classes)
+        at_random = _at_random(self.epsilon, self.n_classes)
+        event = dp_accounting.RandomizedResponseDpEvent(at_random, self.n_classes)
         return Cost(
             neighbours="replace one client",
             event=repeated(event, rows),

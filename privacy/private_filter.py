@@ -8,6 +8,7 @@ is in the clear already, and always answered.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,18 +18,20 @@ from torch import Tensor
 from fedkd.errors import FedkdError
 from fedkd.exchange.gate import Gate, accept
 from fedkd.protection import DpClassMeans, DpKernel, DpKMeans
+from privacy.accounting import least_gaussian
 from privacy.class_means import Features, class_means, features
-from privacy.events import Event, Gaussian, Pure
+from privacy.events import Event, Gaussian, Protects, Pure
 from privacy.interval_trees import Grid, distance_sums, grid
 from privacy.private_gate import held_out, private_scores
 from privacy.private_kmeans import Seeds, private_kmeans, seeds
-from privacy.summaries import View, noise_multiplier, view
+from privacy.summaries import View, view
 
 Row = DpKMeans | DpClassMeans | DpKernel
 BINS = 16
 """Of the noisy histogram of held-out scores; at quantiles of the proxy set's scores."""
 GATES_PART = 0.25
 """Of the epsilon, for the threshold; the summary has the rest."""
+RECORD = Protects("record", "add-remove")
 
 
 class Summary(Protocol):
@@ -64,14 +67,17 @@ class Public:
                 made = grid(x, seen)
         return cls(row, x, seen, made)
 
-    def summarise(
-        self, x: Tensor, epsilon: float, delta: float, generator: torch.Generator
-    ) -> Summary:
-        """The private summary of records x [n, p]."""
+    def summarise(self, x: Tensor, delta: float, generator: torch.Generator) -> Summary:
+        """The private summary of records x [n, p]; n may be 0.
+
+        Guarantee: the first of the events that `cost` gives for `row` and `delta`.
+        Raises: FedkdError where x has another width than the proxy set, NaN or infinity.
+        """
         nowhere = torch.zeros(len(x), dtype=torch.int64)
         if isinstance(self.made, Grid):
+            epsilon = (1 - GATES_PART) * self.row.epsilon
             return distance_sums(x, nowhere, 1, self.made, epsilon, generator)
-        noise = noise_multiplier(epsilon, delta)
+        noise = _noise(self.row, delta).noise_multiplier
         if isinstance(self.made, Seeds):
             return private_kmeans(x, None, 1, self.made, noise, generator)
         means = class_means(self.view.look(x), nowhere, 1, self.made, noise, generator)
@@ -89,14 +95,25 @@ class _Viewed:
         return self.inner.score(self.view.look(x))
 
 
-def cost(row: Row, delta: float) -> tuple[Event, ...]:
-    """What a client's filter costs one record added or removed: the summary, and the threshold."""
-    gates = Pure(epsilon=GATES_PART * row.epsilon, unit="record", relation="add-remove")
-    rest = (1 - GATES_PART) * row.epsilon
+def cost(row: Row, delta: float) -> tuple[Event, Event]:
+    """What a client's filter costs one record added or removed: the summary, and the threshold.
+
+    Together at most `row.epsilon` at `delta`, by either accountant. They are added up although each
+    record is in one of the two only, since the ledger has no event for the worse of two.
+    """
+    threshold = _pure(row, GATES_PART)
     if isinstance(row, DpKernel):
-        return Pure(epsilon=rest, unit="record", relation="add-remove"), gates
-    noise = noise_multiplier(rest, delta)
-    return Gaussian(noise_multiplier=noise, unit="record", relation="add-remove"), gates
+        return _pure(row, 1 - GATES_PART), threshold
+    return _noise(row, delta), threshold
+
+
+def _pure(row: Row, part: float) -> Pure:
+    return Pure(epsilon=part * row.epsilon, unit=RECORD.unit, relation=RECORD.relation)
+
+
+def _noise(row: Row, delta: float) -> Gaussian:
+    """Of a summary with Gaussian noise: the least that leaves room for the threshold."""
+    return least_gaussian(row.epsilon, RECORD, delta, (_pure(row, GATES_PART),))
 
 
 def private_mask(
@@ -113,17 +130,22 @@ def private_mask(
     Args: x: the client's records [n, d]; own: bool [p], what it contributed; gate: run on held-out
         scores that a noisy histogram stands for; heldout: the share of records that are held out,
         each by its own coin.
-    Guarantee: `row.epsilon` at `delta` for one record added or removed: a quarter for the threshold
-        and the rest for the summary, added up. `cost` is what the ledger charges.
-    Raises: FedkdError for a client without records.
+    Guarantee: `row.epsilon` at `delta` for one record added or removed, of the mask and the
+        threshold together; the ledger charges `cost`. Which samples the client contributed is in
+        the clear. That it has records, and how many, is not hidden.
+    Raises: FedkdError for a client without records, or a proxy set that the summary cannot tell
+        apart.
     """
     if len(x) == 0:
         raise FedkdError("a private filter needs records to summarise")
-    epsilon = public.row.epsilon
     apart = held_out(len(x), heldout, generator)
-    summary = public.summarise(x[~apart], (1 - GATES_PART) * epsilon, delta, generator)
-    of_pool = summary.score(public.x)
+    summary = public.summarise(x[~apart], delta, generator)
+    of_pool = summary.score(public.x).double()
     inner = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
-    edges = torch.unique(torch.quantile(of_pool.double(), inner))
-    scores = private_scores(summary.score(x[apart]), edges, GATES_PART * epsilon, generator)
-    return accept(gate, scores, of_pool.double(), own)
+    edges = torch.unique(torch.quantile(of_pool, inner))
+    threshold_epsilon = GATES_PART * public.row.epsilon
+    scores = private_scores(summary.score(x[apart]), edges, threshold_epsilon, generator)
+    if len(scores) == 0 and not bool(own.any()):
+        # The noise left no record in sight, so there is nothing that a quantile could be taken of.
+        return own, -math.inf
+    return accept(gate, scores, of_pool, own)

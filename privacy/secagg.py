@@ -84,6 +84,15 @@ class Cohort:
         return hashlib.sha256("|".join(parts).encode()).digest()
 
 
+def cohort(round_: int, public: Mapping[int, bytes]) -> Cohort:
+    """The cohort of these keys. Two thirds of its clients are enough for a sum, but never one.
+
+    So a third may be lost, and while none is, the sum has up to sqrt(3/2) times the noise it needs.
+    Raises: FedkdError for fewer than two clients.
+    """
+    return Cohort(round_, public, max(2, -(-2 * len(public) // 3)))
+
+
 def keys(entropy: bytes) -> Keys:
     """A key pair from 32 random bytes: `secrets.token_bytes(32)`; of a stream in a simulation.
 

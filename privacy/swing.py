@@ -55,6 +55,9 @@ class Swing:
     sharpness: float = 1.0
     noise_from: float = 0.0
     """The least degree that is noised. Above 0 some positions are not, so nothing is claimed."""
+    pooled: tuple[int, ...] = ()
+    """Classes that answers do not tell apart, at any position: the alphabet of secrets. A model
+    that remembers a secret also hints at its symbols where the text has none. Ours."""
 
     def __post_init__(self) -> None:
         positive(bound=self.bound, t_min=self.t_min, sharpness=self.sharpness)
@@ -82,9 +85,16 @@ class Swing:
         return self.t_min * (self.t_max / self.t_min) ** (d**self.sharpness)
 
     def soften(self, logits: Tensor, degrees: Tensor) -> Tensor:
-        """Soft labels float64 [m, classes] before the noise: softmax(clipped / T)."""
+        """Soft labels float64 [m, classes] before the noise: softmax(clipped / T).
+
+        Pooled classes share what they have together equally, which moves no row further apart.
+        """
         clipped = clip_logits(logits, self.bound)
-        return torch.softmax(clipped / self.temperatures(degrees)[:, None], dim=1)
+        q = torch.softmax(clipped / self.temperatures(degrees)[:, None], dim=1)
+        if self.pooled:
+            alike = list(self.pooled)
+            q[:, alike] = q[:, alike].mean(dim=1, keepdim=True)
+        return q
 
     def release(self, logits: Tensor, degrees: Tensor, generator: torch.Generator) -> Swung:
         """What leaves, of logits [m, classes] at positions with degrees [m]."""

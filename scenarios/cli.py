@@ -14,13 +14,15 @@ from rich.table import Table
 
 from fedkd import config
 from fedkd.errors import FedkdError
-from scenarios import simulate
+from scenarios import budget_text, simulate
 from scenarios.bench.suite import suite
+from scenarios.budget import forecast, on_target, unit_of, ways_to
 from scenarios.catalogue import catalogue
 from scenarios.doctor import examine
 from scenarios.progress import Progress, table_of
 from scenarios.report import page
 from scenarios.results import Result
+from scenarios.spending import in_one_line
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
@@ -39,19 +41,27 @@ RayAddress = Annotated[
     str | None,
     typer.Option(metavar="ADDR", help="The same on a running cluster: HOST:PORT, or auto."),
 ]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
+ScenarioFile = Annotated[Path, typer.Argument(help="A scenario file, as scenarios/*.toml.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as runs/NAME-TIME.")]
 
 
 @app.command()
 def run(
-    scenario: Annotated[Path, typer.Argument(help="A scenario file, as scenarios/*.toml.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
-    ] = None,
+    scenario: ScenarioFile,
+    overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/NAME-TIME unless given.")
+    ] = None,
+    target_epsilon: Annotated[
+        float | None,
+        typer.Option(
+            metavar="E", help="Calibrate the noise first, so that privacy.unit costs E at most."
+        ),
     ] = None,
     workers: Workers = None,
     ray: Ray = False,
@@ -60,8 +70,37 @@ def run(
 ) -> None:
     """Run a scenario with its reference rows; report and plots go to the run folder."""
     what = config.load(scenario, overrides or ())
+    if target_epsilon is not None:
+        what = on_target(what, target_epsilon)
     folder = out or simulate.new_folder(what, Path("runs"))
     _carry_out(_placed(what, workers, ray, ray_address), folder, as_json)
+
+
+@app.command()
+def budget(
+    scenario: ScenarioFile,
+    overrides: Overrides = None,
+    target_epsilon: Annotated[
+        float | None,
+        typer.Option(metavar="E", help="Also say which settings would bring privacy.unit there."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a scenario will cost each client in epsilon, before it runs; nothing is trained."""
+    what = config.load(scenario, overrides or ())
+    found = forecast(what)
+    ways = [] if target_epsilon is None else ways_to(what, target_epsilon)
+    if as_json:
+        table = budget_text.as_table(found)
+        if target_epsilon is not None:
+            table["target"] = budget_text.target_table(what, target_epsilon, ways)
+        print(json.dumps(table, indent=2))
+        return
+    lines = budget_text.in_words(found)
+    if target_epsilon is not None:
+        lines += budget_text.target_in_words(found, target_epsilon, ways)
+    for line in lines:
+        print(line)
 
 
 @app.command()
@@ -160,6 +199,8 @@ def _carry_out(scenario: config.Scenario, folder: Path, as_json: bool) -> None:
         print(json.dumps(_summary(result, path), indent=2))
         return
     console.print(table_of(result))
+    own = in_one_line(result.spent[scenario.method.name], unit_of(scenario))
+    console.print(f"privacy of {scenario.method.name}: {own}", soft_wrap=True, highlight=False)
     console.print(f"report: {path}", soft_wrap=True)
 
 

@@ -10,7 +10,8 @@ from rich.table import Table
 from fedkd.config import Scenario
 from scenarios.results import Result
 from scenarios.simulate import plans
-from scenarios.units import duration, percent, size
+from scenarios.spending import guaranteed
+from scenarios.units import duration, percent, plain, size
 from server.events import Event
 
 
@@ -65,10 +66,14 @@ class Progress:
             f"accuracy {percent(event.get('accuracy'))}",
             f"worst {percent(event.get('accuracy_worst'))}",
         ]
+        if "perplexity" in event:
+            parts.append(f"perplexity {event['perplexity']:.2f}")
         if "accepted" in event:
             parts.append(f"accepted {percent(event['accepted'])}")
         if "consensus_accuracy" in event:
             parts.append(f"consensus {percent(event['consensus_accuracy'])}")
+        if event.get("n_abstained"):
+            parts.append(f"abstained {event['n_abstained']}")
         parts.append(f"up {size(event['bytes_up'])} down {size(event['bytes_down'])}")
         parts.append(f"left {duration(left_s)}")
         return "  ".join(parts)
@@ -89,13 +94,25 @@ def _speed(rounds: list[Event]) -> str:
 
 
 def table_of(result: Result) -> Table:
-    """The comparison, one line a row."""
+    """The comparison, one line a row; an epsilon only where a row has one that is proved."""
     title = f"{result.scenario.name}: last round, mean over clients"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    lines = result.table()
+    columns = guaranteed(lines)
+    has_perplexity = any(line["perplexity"] is not None for line in lines)
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        caption="\n".join(f"{column.heading}: {column.meaning}" for column in columns) or None,
+        caption_justify="left",
+    )
     table.add_column("row", no_wrap=True)
-    for heading in ("accuracy", "worst", "own", "accepted", "consensus", "bytes", "time"):
+    headings = ["accuracy", "worst", "own", "accepted", "consensus"]
+    headings += ["perplexity"] * has_perplexity + [column.heading for column in columns]
+    for heading in (*headings, "bytes", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for line in result.table():
+    for line in lines:
         accuracy = percent(line["accuracy"])
         if line["accuracy_sd"] is not None:
             accuracy += f" ± {100 * line['accuracy_sd']:.1f}"
@@ -106,6 +123,8 @@ def table_of(result: Result) -> Table:
             percent(line["own_accuracy"]),
             percent(line["accepted"]),
             percent(line["consensus_accuracy"]),
+            *([plain(line["perplexity"])] if has_perplexity else []),
+            *(column.of(line) for column in columns),
             size(line["bytes"]),
             duration(line["seconds"]),
         )

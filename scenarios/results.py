@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedkd.config import Scenario
+from scenarios.spending import Ledgers, Spent, figures, most
 from server.events import Event
 
 Round = dict[str, Any]
@@ -22,6 +24,8 @@ class Cell:
     row: str
     seed: int
     events: Sequence[Event]
+    ledgers: Ledgers = field(default_factory=dict)
+    """What the clients have recorded so far."""
 
     def of(self, kind: str) -> list[Event]:
         """The events of one kind, in order."""
@@ -53,6 +57,11 @@ class Cell:
         )
 
     @property
+    def abstained(self) -> int:
+        """How often a client's budget made it say nothing, over clients and rounds."""
+        return sum(int(event.get("n_abstained", 0)) for event in self.of("round"))
+
+    @property
     def seconds(self) -> float:
         """Time of all rounds."""
         return float(sum(event["seconds"] for event in self.of("round")))
@@ -74,13 +83,24 @@ class Result:
         return rows
 
     def table(self) -> list[dict[str, Any]]:
-        """One line a row: means over seeds, and the standard deviation of the accuracy.
+        """One line a row: means over seeds, the standard deviation of the accuracy, what was spent.
 
         Keys: row, seeds, accuracy (last round), accuracy_sd (over seeds; None for one seed),
         accuracy_worst, own_accuracy, best_accuracy (round chosen on validation), accepted,
-        precision, recall, consensus_accuracy (None where there is none), bytes, seconds.
+        precision, recall, consensus_accuracy, perplexity (None where there is none), abstained
+        (clients, over rounds), bytes, seconds, privacy: for each unit and relation, who spent most,
+        over seeds, as `spending.figures` has it; none where nothing was recorded.
         """
-        return [_line(row, cells) for row, cells in self.rows().items()]
+        return [_line(row, cells, self.spent[row]) for row, cells in self.rows().items()]
+
+    @cached_property
+    def spent(self) -> dict[str, list[Spent]]:
+        """For each row, and each unit and relation, the client that spent most, over seeds."""
+        delta = self.scenario.privacy.delta
+        return {
+            row: most([(cell.seed, cell.ledgers) for cell in cells], delta)
+            for row, cells in self.rows().items()
+        }
 
 
 def _chosen_by(round_: Round) -> tuple[float, int]:
@@ -88,7 +108,7 @@ def _chosen_by(round_: Round) -> tuple[float, int]:
     return float(round_.get("validation_accuracy", 0.0)), int(round_["round"])
 
 
-def _line(row: str, cells: list[Cell]) -> dict[str, Any]:
+def _line(row: str, cells: list[Cell], spent: list[Spent]) -> dict[str, Any]:
     def mean(key: str) -> float | None:
         values = [cell.last[key] for cell in cells if cell.last.get(key) is not None]
         return float(np.mean(values)) if values else None
@@ -108,9 +128,12 @@ def _line(row: str, cells: list[Cell]) -> dict[str, Any]:
                 "precision",
                 "recall",
                 "consensus_accuracy",
+                "perplexity",
             )
         },
         "best_accuracy": float(np.mean([cell.best["accuracy"] for cell in cells])),
         "bytes": round(np.mean([cell.bytes for cell in cells])),
         "seconds": float(np.mean([cell.seconds for cell in cells])),
+        "abstained": float(np.mean([cell.abstained for cell in cells])),
+        "privacy": [{**figures(s.total), "client": s.client, "seed": s.seed} for s in spent],
     }

@@ -23,9 +23,11 @@ from fedkd import config, device
 from fedkd.config import Grid, Scenario
 from fedkd.errors import FedkdError
 from fedkd.models import zoo
+from scenarios import spending
 from scenarios.blocks import calibrated
 from scenarios.grids import actors, flower, inline, workers
 from scenarios.results import Cell, Result
+from scenarios.spending import Ledgers
 from server.app import make_app as make_server_app
 from server.events import Event, read
 
@@ -127,7 +129,8 @@ class Plan:
     def read(self, run_folder: Path) -> Cell:
         """The cell as its event log tells it so far."""
         events = list(read(self.folder(run_folder) / "events.jsonl"))
-        return Cell(row=self.row, seed=self.seed, events=events)
+        ledgers = spending.read(self.folder(run_folder) / "clients")
+        return Cell(row=self.row, seed=self.seed, events=events, ledgers=ledgers)
 
 
 def plans(scenario: Scenario) -> list[Plan]:
@@ -146,8 +149,8 @@ def _run_cell(plan: Plan, run_folder: Path | None, listener: Listener | None) ->
 
     events: list[Event] = []
     if run_folder is None:
-        _carry(plan, None, tell)
-        return Cell(row=plan.row, seed=plan.seed, events=events)
+        ledgers = _carry(plan, None, tell)
+        return Cell(row=plan.row, seed=plan.seed, events=events, ledgers=ledgers)
     folder = plan.folder(run_folder)
     if not (folder / DONE).exists():
         _carry(plan, folder, tell)
@@ -155,7 +158,8 @@ def _run_cell(plan: Plan, run_folder: Path | None, listener: Listener | None) ->
     return plan.read(run_folder)
 
 
-def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> None:
+def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> Ledgers:
+    """Run a cell; returns what its clients have recorded, where no folder keeps it."""
     scenario, n_clients = plan.scenario, plan.scenario.world(plan.seed).n_clients
     settings = scenario.grid
     if settings.name in ("inline", "cohort"):
@@ -163,7 +167,7 @@ def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> No
         client_app = folder_client_app if folder else make_client_app(lambda config: store)
         server_app = make_server_app(scenario, plan.seed, folder, tell)
         inline.run(server_app, client_app, n_clients, scenario.at_once)
-        return
+        return {} if folder else store.ledgers()
     with tempfile.TemporaryDirectory() as scratch:
         home = folder or Path(scratch)
         server_app = make_server_app(scenario, plan.seed, home, tell)
@@ -173,6 +177,7 @@ def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> No
             actors.run(server_app, CLIENT_APP, n_clients, home, scenario)
         else:
             flower.run(server_app, folder_client_app, n_clients, settings)
+        return {} if folder else spending.read(home / "clients")
 
 
 def _keep_scenario(folder: Path, scenario: Scenario) -> None:

@@ -10,6 +10,11 @@ def percent(value: Any) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
+def plain(value: Any) -> str:
+    """A number of no unit, or a dash."""
+    return "-" if value is None else f"{value:.2f}"
+
+
 def size(n_bytes: float) -> str:
     """Bytes in the unit that reads best."""
     for unit in ("B", "kB", "MB"):

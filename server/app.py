@@ -8,9 +8,16 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedkd.config import Scenario, load
+from privacy.ledger import Ledger
 from server import rounds
 from server.events import EventLog, Listener
 from server.setup import Job
+
+LEDGER = "server-ledger.jsonl"
+"""In the folder of a run: what the server itself released, where clients trust it with their votes.
+
+It is only ever added to: a resumed run cuts its events back, but what was told stays told.
+"""
 
 
 def make_app(
@@ -41,7 +48,8 @@ def _run(
         state_folder=str((folder / "clients").resolve()) if folder else "",
     )
     log = EventLog(folder / "events.jsonl" if folder else None, listener)
-    rounds.run(grid, job, log, folder / "checkpoints" if folder else None)
+    ledger = Ledger(folder / LEDGER if folder else None)
+    rounds.run(grid, job, log, ledger, folder / "checkpoints" if folder else None)
 
 
 app = ServerApp()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import NamedTuple, Protocol, TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedkd.payload import Bytes
+
 POLL_S = 0.02
+Read = TypeVar("Read")
 
 
 class Reply(NamedTuple):
@@ -18,6 +21,23 @@ class Reply(NamedTuple):
     client: int
     content: RecordDict | None
     failure: str | None
+
+
+class Talk(Protocol):
+    """Asks clients of a round for something besides `train` and `evaluate`: `query.NAME`."""
+
+    def __call__(
+        self,
+        name: str,
+        data: Bytes | None,
+        read: Callable[[int, Bytes], Read],
+        clients: Collection[int] | None = None,
+    ) -> dict[int, Read]:
+        """What `read` makes of each reply, by client; who fails or breaks the contract is left out.
+
+        Args: read: of the client and its payload, raises a PayloadError for a bad one; clients:
+            who is asked, everyone who takes part if None.
+        """
 
 
 def ask(

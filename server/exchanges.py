@@ -15,21 +15,29 @@ from numpy.typing import NDArray
 
 from fedkd import payload
 from fedkd.errors import FedkdError, PayloadError
-from fedkd.exchange.combine import Consensus, Mean, WeightAverage
+from fedkd.exchange.combine import GRID, Consensus, Mean, WeightAverage
 from fedkd.models.zoo import build
-from fedkd.protection import PlainServer
+from fedkd.protection import GnMax, PlainServer, SecureAggregation
 from fedkd.rng import torch_stream
+from privacy import protect
+from privacy.ledger import Ledger, Release
 from server import measures
-from server.hearing import Hearing, Sizes
+from server.calls import Talk
+from server.hearing import Hearing, Single, Sizes
+from server.secure import SecureSum
 from server.setup import Job, Roster
 
 Arrays = dict[str, NDArray[Any]]
+Told = tuple[payload.Bytes | None, dict[str, Any]]
 
 
 class Exchange(Protocol):
-    """One round after the other: `ask`, then `hear` each client in order, then `tell`."""
+    """One round after the other: `ask`, then `hear` each client in order, then `tell`.
 
-    def ask(self, round_: int) -> payload.Bytes | None:
+    Before and after the answers, an exchange may `talk` to the clients of the round.
+    """
+
+    def ask(self, round_: int, talk: Talk) -> payload.Bytes | None:
         """What every participant gets with `train`."""
 
     def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
@@ -45,7 +53,7 @@ class Exchange(Protocol):
     def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
         """Take the sum of some clients' answers; return the clients. Raises: PayloadError."""
 
-    def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
+    def tell(self, round_: int, talk: Talk) -> Told:
         """What every participant gets with `evaluate`, and what to log about it."""
 
     def arrays(self) -> Arrays:
@@ -55,20 +63,10 @@ class Exchange(Protocol):
         """Go back to a checkpoint."""
 
 
-class _Single:
-    """An exchange whose replies are heard one by one."""
-
-    sums: Sizes | None = None
-
-    def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
-        """Nobody was asked for one."""
-        raise PayloadError("a sum of answers that nobody asked for")
-
-
-class Nothing(_Single):
+class Nothing(Single):
     """Clients learn alone."""
 
-    def ask(self, round_: int) -> payload.Bytes | None:
+    def ask(self, round_: int, talk: Talk) -> payload.Bytes | None:
         """Nothing."""
         return None
 
@@ -76,7 +74,7 @@ class Nothing(_Single):
         """Nothing is expected."""
         return {}
 
-    def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
+    def tell(self, round_: int, talk: Talk) -> Told:
         """Nothing."""
         return None, {}
 
@@ -102,7 +100,7 @@ class ProxyLabels(Nothing):
         onehot = np.eye(roster.n_classes, dtype=np.float32)[labels[known]]
         self._truth = Consensus(known, onehot)
 
-    def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
+    def tell(self, round_: int, talk: Talk) -> Told:
         """The labels as one-hot rows."""
         return payload.encode_consensus(self._truth, round_), {}
 
@@ -110,10 +108,12 @@ class ProxyLabels(Nothing):
 class SoftLabels:
     """Answers up, their consensus down."""
 
-    def __init__(self, job: Job, roster: Roster) -> None:
+    def __init__(self, job: Job, roster: Roster, ledger: Ledger) -> None:
         assert roster.pool is not None  # every method of this exchange uses a pool
         self._truth = roster.truth
+        self._ledger = ledger
         self._scenario = job.scenario
+        self._seed = job.seed
         self._sizes = Sizes(
             len(roster.pool.x) * roster.positions, roster.n_classes, roster.positions
         )
@@ -123,7 +123,7 @@ class SoftLabels:
         self._rule = job.scenario.method.combine
         self._consensus = self._rule.finish(self._hearing.votes)
 
-    def ask(self, round_: int) -> payload.Bytes | None:
+    def ask(self, round_: int, talk: Talk) -> payload.Bytes | None:
         """Nothing: the scenario says it all. Last round's votes are cleared."""
         self._hearing = self._start()
         return None
@@ -144,17 +144,36 @@ class SoftLabels:
         """Check the sum and add it to the votes."""
         return self._hearing.hear_sum(round_, data)
 
-    def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
-        """The consensus; nothing if no sample was answered by anyone."""
-        self._consensus = self._rule.finish(self._hearing.votes)
-        kept = len(self._consensus.ids)
-        said: dict[str, Any] = {"kept": kept / self._sizes.n_samples}
-        if kept == 0:
-            return None, {**said, "note": "no client accepted any proxy sample: no consensus"}
-        if self._truth is not None:
-            labels, _ = self._truth
-            said["consensus_accuracy"] = measures.consensus_accuracy(self._consensus, labels)
+    def tell(self, round_: int, talk: Talk) -> Told:
+        """The consensus; nothing if no sample was answered by anyone, or none clearly enough."""
+        privacy = self._scenario.privacy
+        if isinstance(privacy.server, GnMax):
+            self._consensus = self._clear(privacy.server, round_)
+            silence = "the votes on no proxy sample were clear: no consensus"
+        else:
+            mean = self._rule.finish(self._hearing.votes)
+            self._consensus = protect.consensus_of(privacy, mean)
+            silence = "no client accepted any proxy sample: no consensus"
+        said = measures.of_consensus(self._consensus, self._sizes.n_samples, self._truth)
+        if len(self._consensus.ids) == 0:
+            return None, {**said, "note": silence}
         return payload.encode_consensus(self._consensus, round_), said
+
+    def _clear(self, row: GnMax, round_: int) -> Consensus:
+        """The labels that are told, charged to whichever client an attacker is after."""
+        noise = torch_stream(self._seed, "server", round_, purpose="gnmax")
+        consensus, claim = protect.clear_labels(row, self._hearing.votes.total / GRID, noise)
+        self._ledger.record(
+            Release(
+                client=-1,
+                round=round_,
+                what="soft labels",
+                rows=len(consensus.ids),
+                seen_by="server and all clients",
+                **claim._asdict(),
+            )
+        )
+        return consensus
 
     def arrays(self) -> Arrays:
         """The consensus, for whoever reads the run folder; the next round does not need it."""
@@ -165,7 +184,7 @@ class SoftLabels:
         self._consensus = Consensus(arrays["ids"], arrays["values"])
 
 
-class Weights(_Single):
+class Weights(Single):
     """Model weights up, their average down: FedAvg."""
 
     def __init__(self, job: Job, roster: Roster) -> None:
@@ -183,7 +202,7 @@ class Weights(_Single):
         self._weights = torch.cat([w.detach().flatten() for w in model.parameters()]).numpy()
         self._average = WeightAverage()
 
-    def ask(self, round_: int) -> payload.Bytes | None:
+    def ask(self, round_: int, talk: Talk) -> payload.Bytes | None:
         """The weights so far."""
         self._average = WeightAverage()
         return payload.encode_weights(self._weights, -1, round_)
@@ -198,7 +217,7 @@ class Weights(_Single):
         self._average.add(weights, n_samples)
         return {}
 
-    def tell(self, round_: int) -> tuple[payload.Bytes | None, dict[str, Any]]:
+    def tell(self, round_: int, talk: Talk) -> Told:
         """The new average, or the old one if nobody answered."""
         average = self._average.finish()
         if average is not None:
@@ -214,14 +233,16 @@ class Weights(_Single):
         self._weights = arrays["weights"]
 
 
-def exchange_of(job: Job, roster: Roster) -> Exchange:
-    """The exchange of a job's method."""
+def exchange_of(job: Job, roster: Roster, ledger: Ledger) -> Exchange:
+    """The exchange of a job's method. Args: ledger: the server's own, of what it tells."""
     match job.scenario.method.exchange:
         case "none":
             return Nothing()
         case "proxy-labels":
             return ProxyLabels(roster)
         case "soft-labels":
-            return SoftLabels(job, roster)
+            if isinstance(job.scenario.privacy.server, SecureAggregation):
+                return SecureSum(job, roster)
+            return SoftLabels(job, roster, ledger)
         case "weights":
             return Weights(job, roster)

@@ -104,3 +104,13 @@ class Hearing:
             votes = Votes(votes.total[ids], votes.voters[ids])
         given_by = np.array(clients, np.int32)
         return payload.encode_partial(payload.Partial(round_, given_by, ids, votes))
+
+
+class Single:
+    """An exchange whose replies are heard one by one."""
+
+    sums: Sizes | None = None
+
+    def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
+        """Nobody was asked for one."""
+        raise PayloadError("a sum of answers that nobody asked for")

@@ -48,6 +48,18 @@ def consensus_accuracy(consensus: Consensus, labels: NDArray[np.int64]) -> float
     return float((consensus.values.argmax(axis=1) == wanted)[wanted >= 0].mean())
 
 
+def of_consensus(
+    consensus: Consensus,
+    n_samples: int,
+    truth: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
+) -> dict[str, Any]:
+    """The share of the proxy set's samples that are kept, and how many of them are right."""
+    said: dict[str, Any] = {"kept": len(consensus.ids) / n_samples}
+    if len(consensus.ids) and truth is not None:
+        said["consensus_accuracy"] = consensus_accuracy(consensus, truth[0])
+    return said
+
+
 def over_clients(reports: list[dict[str, float]]) -> dict[str, float]:
     """Mean, spread (standard deviation) and worst of the clients' accuracies; means of the rest."""
     summary: dict[str, float] = {}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
 
+from fedkd import payload
 from fedkd.errors import FedkdError, PayloadError
 from fedkd.rng import stream
+from privacy.ledger import Ledger
 from server import checkpoint, condense, measures
-from server.calls import Reply, ask
+from server.calls import Read, Reply, ask
 from server.checkpoint import Checkpoint
 from server.events import EventLog
 from server.exchanges import Exchange, exchange_of
@@ -20,12 +23,12 @@ from server.setup import Job, Roster, set_up
 Report = dict[str, Any]
 
 
-def run(grid: Grid, job: Job, log: EventLog, checkpoints: Path | None) -> None:
+def run(grid: Grid, job: Job, log: EventLog, ledger: Ledger, checkpoints: Path | None) -> None:
     """Every round of a job; from the newest checkpoint on, if there is one."""
     saved = checkpoint.latest(checkpoints) if checkpoints else None
     log.cut(saved.note["events_bytes"] if saved else 0)
     roster = set_up(grid, job, EventLog(None) if saved else log)
-    exchange = exchange_of(job, roster)
+    exchange = exchange_of(job, roster, ledger)
     if saved:
         exchange.restore(saved.arrays)
         roster.holders.update(saved.note["holders"])
@@ -57,6 +60,32 @@ def play(
         roster.holders.discard(client)  # it may have lost everything: let it have the pool again
         log.emit("refused", round=round_, client=client, step=step, reason=reason)
 
+    def count(client: int, sent: payload.Bytes | None, n_bytes: int) -> None:
+        nonlocal up, down
+        up += n_bytes
+        down += _size(sent)
+        reports[client]["bytes_up"] = reports[client].get("bytes_up", 0) + n_bytes
+
+    def talk(
+        name: str,
+        data: payload.Bytes | None,
+        read: Callable[[int, payload.Bytes], Read],
+        clients: Collection[int] | None = None,
+    ) -> dict[int, Read]:
+        asked = nodes if clients is None else {client: nodes[client] for client in clients}
+        content = job.content(round_, roster.digest, data)
+        found: dict[int, Read] = {}
+        for reply in ask(grid, asked, content, f"query.{name}", timeout_s):
+            got = condense.payload_of(reply.content)
+            count(reply.client, data, _size(got))
+            try:
+                if got is None:
+                    raise PayloadError(f"no reply: {reply.failure}")
+                found[reply.client] = read(reply.client, got)
+            except PayloadError as error:
+                refuse(name, reply.client, str(error))
+        return found
+
     if roster.packed is not None:
         newcomers = {c: node for c, node in nodes.items() if c not in roster.holders}
         content = job.content(0, roster.digest, roster.packed)
@@ -68,7 +97,7 @@ def play(
             else:
                 roster.holders.add(reply.client)
 
-    question = exchange.ask(round_)
+    question = exchange.ask(round_, talk)
     content = job.content(round_, roster.digest, question)
     sizes = exchange.sums if getattr(grid, "condenses", False) else None
     if sizes is not None:
@@ -77,10 +106,8 @@ def play(
     for reply in ask(grid, nodes, content, "train", timeout_s):
         data = condense.payload_of(reply.content)
         found = condense.heard(reply.content) if sizes is not None else None
-        n_bytes = found[condense.BYTES] if found else len(data) if data is not None else 0
-        up += n_bytes
-        down += len(question) if question is not None else 0
-        reports[reply.client]["bytes_up"] = n_bytes
+        n_bytes = found[condense.BYTES] if found else _size(data)
+        count(reply.client, question, n_bytes)
         try:
             reports[reply.client] |= _metrics(reply)
             if found is not None:
@@ -94,10 +121,10 @@ def play(
         except PayloadError as error:
             refuse("train", reply.client, str(error))
 
-    verdict, said = exchange.tell(round_)
+    verdict, said = exchange.tell(round_, talk)
     content = job.content(round_, roster.digest, verdict)
     for reply in ask(grid, nodes, content, "evaluate", timeout_s):
-        down += len(verdict) if verdict is not None else 0
+        down += _size(verdict)
         try:
             reports[reply.client] |= _metrics(reply)
             n_heard += 1
@@ -132,6 +159,10 @@ def participants(job: Job, roster: Roster, round_: int) -> list[int]:
     n_taking_part = max(1, round(job.scenario.training.participation * len(clients)))
     draws = stream(job.seed, "server", round_, purpose="participants")
     return sorted(clients[i] for i in draws.choice(len(clients), n_taking_part, replace=False))
+
+
+def _size(data: payload.Bytes | None) -> int:
+    return 0 if data is None else len(data)
 
 
 def _metrics(reply: Reply) -> Report:

@@ -42,3 +42,9 @@ def consensus(cell_folder: Path) -> dict[str, np.ndarray]:
     """The arrays of a cell's last checkpoint."""
     newest = max((cell_folder / "checkpoints").glob("round-*"))
     return load_file(newest / "arrays.safetensors")
+
+
+def ledgers(cell_folder: Path) -> dict[str, list[str]]:
+    """The lines of each client's ledger, by the name of its folder."""
+    files = sorted((cell_folder / "clients").glob("*/ledger.jsonl"))
+    return {file.parent.name: file.read_text().splitlines() for file in files}

@@ -159,7 +159,7 @@ def test_rows_of_each_client_s_own_are_predicted_as_alone(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks of 16 records: clients are done with their rows after none, one, two and three."""
-    monkeypatch.setattr(cohort, "EVALUATION_BATCH", 16)
+    monkeypatch.setattr(cohort, "evaluation_batch", lambda model, x: 16)
     if name == "gru":
         models, x, _ = texts(name)
     else:

@@ -40,6 +40,7 @@ NEEDED: dict[str, Toml] = {  # keys without a default
     "huggingface": {"path": "mnist"},
     "text": {"path": "texts"},
     "huggingface-text": {"path": "wikitext"},
+    "swing": {"degree": "density"},
     "gnmax": {"threshold": 5.0, "sigma_threshold": 2.0, "sigma": 1.0},
     "foreign": {"source": {"name": "digits"}},
 }

@@ -144,6 +144,9 @@ def test_a_line_is_the_mean_over_seeds_of_the_last_rounds() -> None:
         "best_accuracy": 0.75,
         "bytes": 2200,
         "seconds": 3.0,
+        "perplexity": None,
+        "abstained": 0.0,
+        "privacy": [],
     }
 
 
@@ -267,6 +270,7 @@ NEEDED: Mapping[str, dict[str, Any]] = {
     "text": {"path": "x"},
     "huggingface-text": {"path": "x"},
     "gnmax": {"threshold": 5.0, "sigma_threshold": 2.0, "sigma": 1.0},
+    "swing": {"degree": "density"},
 }
 
 

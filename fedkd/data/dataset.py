@@ -19,7 +19,7 @@ NO_LABEL = -100
 def as_input(x: Tensor) -> Tensor:
     """What a model eats: uint8 pixels as float32 in [0, 1], int16 tokens as int64, else as is."""
     if x.dtype == torch.uint8:
-        return x.to(torch.float32) / 255
+        return x.to(torch.float32).div_(255)
     return x.to(torch.int64) if x.dtype == torch.int16 else x
 
 

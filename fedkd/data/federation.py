@@ -107,7 +107,8 @@ def build(
     `validation` is the fraction of the training set, in [0, 1), to hold out, stratified by
     class. It goes first, then a public proxy, then the partition; without a proxy nothing more
     is set aside. The result is kept and shared, so nobody may write to its arrays.
-    Raises: FedkdError as the parts do, and where a foreign proxy is the private data itself.
+    Raises: FedkdError as the parts do, where a foreign proxy is the private data itself, and for
+        canaries in images, or in a proxy set that is not public.
     """
     splits = load(source)
     train = splits.train
@@ -141,6 +142,12 @@ def build(
                 "canaries are sentences, so the data must be text",
                 value=source.name,
                 fix='data.name = "pydoc" or "text", or drop the section canaries',
+            )
+        if canaries.in_proxy and isinstance(proxy, Contributed | Foreign):
+            raise FedkdError(
+                "only a public proxy set can hold the canaries",
+                value=proxy.name,
+                fix='proxy.name = "public", or canaries.in_proxy = false',
             )
         planted = canaries.draw(range(len(private)), seed)
         if canaries.in_proxy and public_x is not None and public_y is not None:

@@ -1,5 +1,6 @@
 """k-means of many clients in one call: what `fedkd.exchange.kmeans` finds for each, up to rounding.
 
+Rounding also decides between choices that tie, and may do so otherwise than in the single call.
 Sets of points are padded to one length with points that weigh nothing. Each client's draws come
 from its own generator in the order of the single call. Every iteration compares all points: bounds
 save a processor work, but a wide device only time to decide.

@@ -43,7 +43,6 @@ def own_cell(result: Result) -> Cell | None:
 
 def disclosures(cell: Cell) -> list[Disclosure]:
     """One for each client, by client."""
-    n_samples = sum(pool["n_samples"] for pool in cell.of("pool"))
     refused = {(e["round"], e["client"]) for e in cell.of("refused") if e["step"] == "train"}
     uploads: dict[int, list[Event]] = defaultdict(list)
     for event in cell.of("client"):
@@ -55,11 +54,20 @@ def disclosures(cell: Cell) -> list[Disclosure]:
             held=hello["n_private"] + hello["contributed"],
             contributed=hello["contributed"],
             uploads=len(uploads[client]),
-            rows=sum(round(event.get("accepted", 0) * n_samples) for event in uploads[client]),
+            rows=_rows(cell, client, {e["round"] for e in uploads[client] if "accepted" in e}),
             refused=sum((event["round"], client) in refused for event in uploads[client]),
         )
         for hello in cell.of("hello")
     ]
+
+
+def _rows(cell: Cell, client: int, rounds: set[int]) -> int:
+    """Soft labels of some rounds, by the client's ledger: of texts, one a position."""
+    return sum(
+        entry.rows
+        for entry in cell.ledgers.get(client, ())
+        if entry.what == "soft labels" and entry.round in rounds
+    )
 
 
 def unfinished(result: Result) -> list[str]:

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedkd import config
-from scenarios.report import facts, times
+from scenarios.report import facts, privacy, times
 from scenarios.report.figures import png
 from scenarios.report.plots import PLOTS, Plot
 from scenarios.results import Result
-from scenarios.units import duration, percent, size
+from scenarios.spending import guaranteed
+from scenarios.units import duration, percent, plain, size
 
 
 class Column(NamedTuple):
@@ -52,17 +53,16 @@ def _render(result: Result, pictures: list[tuple[Plot, bytes]]) -> str:
         "thousands": "{:,}".format,
         "base64": lambda data: b64encode(data).decode(),
     }
-    cell = facts.own_cell(result)
+    cell, table = facts.own_cell(result), result.table()
     return environment.get_template("template.html").render(
         scenario=result.scenario,
         toml=config.dump(result.scenario),
         written=f"{datetime.now():%Y-%m-%d %H:%M}",
         environment=facts.environment(),
-        columns=COLUMNS,
-        table=result.table(),
+        columns=_columns(table),
+        table=table,
         pictures=pictures,
-        cell=cell,
-        disclosures=facts.disclosures(cell) if cell else [],
+        told=privacy.statement(result, cell) if cell else None,
         unfinished=facts.unfinished(result),
         notes=facts.notes(result),
         times=times.in_words(result),
@@ -85,6 +85,19 @@ def _accuracy(line: dict[str, Any]) -> str:
     return percent(line["accuracy"]) + ("" if spread is None else f" ± {100 * spread:.1f}")
 
 
+def _columns(table: list[dict[str, Any]]) -> list[Column]:
+    """`COLUMNS`, and before bytes and time what only some results have."""
+    more = [PERPLEXITY] if any(line["perplexity"] is not None for line in table) else []
+    more += [Column(c.heading, c.of, c.meaning + ".") for c in guaranteed(table)]
+    return [*COLUMNS[:-2], *more, *COLUMNS[-2:]]
+
+
+PERPLEXITY = Column(
+    "perplexity",
+    lambda line: plain(line["perplexity"]),
+    "Of texts, in the last round: e to the mean cross-entropy of the test set's positions, mean "
+    "over clients; a model that guesses evenly has as much as there are characters.",
+)
 COLUMNS = (
     Column(
         "accuracy",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clients import steps
+from clients.client import Client, ProxySet, with_model
 from fedkd import config
 from fedkd.config import Scenario
 from fedkd.data.dataset import NO_LABEL, Dataset
@@ -58,21 +59,24 @@ def world() -> Federation:
         contributed=[ids[:0]] * 3,
         public_x=texts(12, "pool").x,
         public_y=None,
+        public_strata=None,
+        canaries=(),
+        tokens=None,
+        seed=1,
     )
 
 
-def clients(of: Scenario) -> tuple[list[steps.Client], list[Classifier]]:
+def clients(of: Scenario) -> tuple[list[Client], list[Classifier]]:
     federation = world()
     found = [
-        steps.Client(scenario=of, seed=1, id=i, round=1, world=federation, device=CPU)
-        for i in range(3)
+        Client(scenario=of, seed=1, id=i, round=1, world=federation, device=CPU) for i in range(3)
     ]
     return found, [client.model(None) for client in found]
 
 
-def proxy() -> steps.ProxySet:
+def proxy() -> ProxySet:
     pool = texts(12, "pool").x.numpy()
-    return steps.ProxySet.of(Pool(pool, np.full(12, -1, np.int32)), CPU)
+    return ProxySet.of(Pool(pool, np.full(12, -1, np.int32)), CPU)
 
 
 def masks() -> list[Tensor]:
@@ -89,7 +93,14 @@ def grid(request: pytest.FixtureRequest) -> dict[str, Any]:
 def test_every_position_of_an_answered_record_is_answered(grid: dict[str, Any]) -> None:
     all_clients, models = clients(scenario(grid=grid))
     tokens = texts(12, "pool").x.long()
-    answers = steps.answer(all_clients, models, proxy(), masks())
+    asked: dict[int, list[int]] = {}
+
+    def release(client: int, rows: Tensor, logits: Tensor) -> Tensor:
+        asked[client] = rows.tolist()
+        return torch.softmax(logits, dim=1)
+
+    answers = steps.answer(all_clients, models, proxy(), masks(), release)
+    assert asked == {0: list(range(12)), 1: [0, 3, 4, 11]}
     for (ids, values), model, mask in zip(answers, models, masks(), strict=True):
         wanted = [
             (record * L + place, torch.softmax(model(tokens[record : record + 1])[0, place], 0))
@@ -107,7 +118,7 @@ def test_every_position_of_an_answered_record_is_answered(grid: dict[str, Any]) 
 
 def test_of_images_every_record_is_one_position() -> None:
     images = torch.randint(256, (9, 1, 4, 4), dtype=torch.uint8)
-    found = steps.ProxySet.of(Pool(images.numpy(), np.zeros(9, np.int32)), CPU)
+    found = ProxySet.of(Pool(images.numpy(), np.zeros(9, np.int32)), CPU)
     assert found.n_samples == 9
     assert torch.equal(found.x, images.float() / 255)
     assert proxy().n_samples == 12 * L
@@ -196,7 +207,7 @@ def test_a_gate_that_reads_no_score_fits_none(gate: str, answers: int) -> None:
     """It would fail here: k-means on tokens is refused."""
     all_clients, models = clients(scenario(method={"name": "edgefd", "gate": {"name": gate}}))
     mine = np.repeat(np.arange(3, dtype=np.int32), 4)
-    pool = steps.ProxySet.of(Pool(texts(12, "pool").x.numpy(), mine), CPU)
+    pool = ProxySet.of(Pool(texts(12, "pool").x.numpy(), mine), CPU)
     for client, mask in zip(all_clients, steps.filter_pool(all_clients, models, pool), strict=True):
         assert int(mask.sum()) == answers
         assert mask[torch.from_numpy(mine == client.id)].all()
@@ -209,3 +220,21 @@ def test_a_block_s_time_is_shared_equally() -> None:
     first, second, third = (client.metrics["train_s"] for client in reversed(all_clients))
     assert first == second != third  # the two with most records are one block
     assert min(first, third) > 0
+
+
+@pytest.mark.parametrize("name", ["mlp", "small-cnn"])
+def test_a_model_has_a_copy_of_its_state(name: str) -> None:
+    """A repeated message finds the state as it was; files keep no memory layout, models do."""
+    of = config.parse({"model": {"names": [name]}, "partition": {"name": "iid", "clients": 3}})
+    client = Client(scenario=of, seed=1, id=0, round=1, world=of.world(1), device=CPU)
+    first = client.model(None)
+    state = {key: value.contiguous() for key, value in with_model({}, first).items()}
+    before = {key: value.clone() for key, value in state.items()}
+    again = client.model(state)
+    for (key, one), other in zip(first.state_dict().items(), again.parameters(), strict=True):
+        assert torch.equal(one, other), key
+        assert one.stride() == other.stride()
+        assert other.requires_grad
+    steps.learn_private([client], [again])
+    assert all(torch.equal(state[key], before[key]) for key in state)
+    assert not torch.equal(again.head.weight, first.head.weight)

@@ -12,12 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from fedkd.data.federation import build
+from fedkd.data.canaries import Canaries
+from fedkd.data.dataset import NO_LABEL
+from fedkd.data.federation import Federation, build
 from fedkd.data.idx import Idx
 from fedkd.data.npz import Npz
 from fedkd.data.partition import Iid, Natural, Shards, Strong
 from fedkd.data.proxy import PROXIES, Contributed, Foreign, Proxy, Public
 from fedkd.data.sources import Digits
+from fedkd.data.text import Pydoc
+from fedkd.data.tokens import decode
 from fedkd.errors import FedkdError
 
 N = 1438  # training samples of Digits
@@ -176,3 +180,110 @@ def test_a_proxy_of_nothing_is_explained() -> None:
     nested = {"name": "foreign", "source": {"name": "digits"}}
     proxy: Any = TypeAdapter(Proxy).validate_python(nested)
     assert proxy == Foreign(source=Digits())
+
+
+# --- text ---
+
+TEXT = Pydoc(owners=4)
+MOST = Canaries(repetitions=(0, 1, 3))
+
+
+def said(x: torch.Tensor, y: torch.Tensor) -> list[str]:
+    """Each record as a text: its first token, and all those that follow."""
+    return [
+        decode(np.r_[start, rest[rest != NO_LABEL]].astype(np.int16), "characters")
+        for start, rest in zip(x[:, 0, 0, 0].numpy(), y.numpy(), strict=True)
+    ]
+
+
+def test_a_text_is_dealt_by_topics_and_counted_by_them() -> None:
+    fed = build(TEXT, Natural(), Contributed(fraction=0.2), 0.1, 1)
+    assert fed.tokens == "characters"
+    assert fed.train.n_strata == 79 != fed.train.n_classes == 97
+    topics_of = []
+    for i in range(fed.n_clients):
+        held = np.concatenate([fed.private[i], fed.contributed[i]])
+        topics = fed.train.strata[held]
+        assert fed.counts(i).tolist() == np.bincount(topics, minlength=79).tolist()
+        topics_of.append(set(topics.tolist()))
+        x, y = fed.client(i)
+        assert x.shape == (len(fed.private[i]), 1, 1, 64)
+        assert y.shape == (len(x), 64)
+    assert sum(map(len, topics_of)) == len(set.union(*topics_of)) == 79  # each has one owner
+
+
+def test_what_text_clients_contribute_is_the_proxy_s_truth() -> None:
+    fed = build(TEXT, Natural(), Contributed(fraction=0.2), 0.1, 1)
+    truth = fed.proxy_truth()
+    assert truth is not None
+    labels, strata = truth
+    given = [fed.contribution(i) for i in range(fed.n_clients)]
+    assert np.array_equal(labels, torch.cat([y for _, y in given]).numpy())
+    assert np.array_equal(strata, fed.train.strata[np.concatenate(list(fed.contributed))])
+    for i, (x, _) in enumerate(given):
+        share = len(x) / (len(x) + len(fed.private[i]))
+        assert share == pytest.approx(0.2, abs=0.01)
+
+
+def planted(proxy: Any, canaries: Canaries, validation: float = 0.1) -> Federation:
+    return build(TEXT, Natural(), proxy, validation, 1, canaries)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "in_proxy"),
+    [(None, True), (Public(size=300), False), (Public(size=300), True), (Contributed(), False)],
+)
+def test_a_canary_is_in_its_client_s_private_records_only(proxy: Any, in_proxy: bool) -> None:
+    fed = planted(proxy, MOST.model_copy(update={"in_proxy": in_proxy}))
+    assert len(fed.canaries) == 4 * 3
+    shared = []
+    if fed.public_x is not None and fed.public_y is not None:
+        shared = said(fed.public_x, fed.public_y)
+    others = said(fed.test.x, fed.test.y) + said(*fed.train.rows(fed.validation_ids))
+    for i in range(4):
+        mine = said(*fed.client(i))
+        others += said(*fed.contribution(i))
+        for canary in fed.canaries:
+            times = canary.repetitions if canary.client == i else 0
+            assert mine.count(canary.sentence) == times
+        copies = sum(c.repetitions for c in fed.canaries if c.client == i)
+        assert len(mine) == len(fed.private[i]) + copies
+    for canary in fed.canaries:
+        assert canary.sentence not in others
+        assert shared.count(canary.sentence) == (in_proxy and isinstance(proxy, Public))
+
+
+def test_canaries_change_nothing_else() -> None:
+    plain, fed = build(TEXT, Natural(), Public(size=300), 0.1, 1), planted(Public(size=300), MOST)
+    for i in range(4):
+        assert np.array_equal(plain.private[i], fed.private[i])
+        secrets = {c.sentence for c in fed.canaries}
+        assert [t for t in said(*fed.client(i)) if t not in secrets] == said(*plain.client(i))
+        assert torch.equal(fed.client(i)[0], fed.client(i)[0])  # the same places each time
+    assert plain.public_x is not None
+    assert fed.public_x is not None
+    assert torch.equal(plain.public_x, fed.public_x)
+
+
+def test_canaries_in_the_proxy_come_after_it_with_a_topic_of_their_client() -> None:
+    fed = planted(Public(size=300), MOST.model_copy(update={"in_proxy": True}))
+    assert fed.public_x is not None
+    assert fed.public_y is not None
+    assert fed.public_strata is not None
+    assert len(fed.public_x) == len(fed.public_y) == len(fed.public_strata) == 300 + 12
+    last = said(fed.public_x[300:], fed.public_y[300:])
+    assert last == [canary.sentence for canary in fed.canaries]
+    for canary, topic in zip(fed.canaries, fed.public_strata[300:], strict=True):
+        assert fed.counts(canary.client)[topic] > 0
+    truth = fed.proxy_truth()
+    assert truth is not None
+    assert truth[0].shape == (312, 64)
+
+
+def test_canaries_are_refused_in_images_and_in_other_proxies() -> None:
+    with pytest.raises(FedkdError, match="the data must be text"):
+        build(Digits(), Iid(), Public(size=50), 0.1, 1, Canaries())
+    foreign = Foreign(source=Pydoc(owners=3))
+    for proxy in (Contributed(), foreign):
+        with pytest.raises(FedkdError, match="only a public proxy set can hold the canaries"):
+            planted(proxy, Canaries(in_proxy=True))

@@ -1,4 +1,4 @@
-"""The same apps on Flower's simulation engine give the same bits as in process."""
+"""The contract of the grids: whatever carries the messages, the result is that of `inline`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fedkd import config
 from scenarios.simulate import Result, load_result, simulate
-from small_runs import consensus, facts, small
+from small_runs import consensus, facts, ledgers, small
 
 HOME = Path(__file__).parents[2]
 
@@ -27,33 +28,107 @@ def carry_out(scenario: config.Scenario, folder: Path) -> Result:
     return load_result(folder)
 
 
+CLASSES: dict[str, dict[str, Any]] = {
+    "edgefd": {"training": {"rounds": 2, "participation": 0.7}},
+    "no-filter": {"method": {"name": "no-filter"}},
+    "local-only": {"method": {"name": "local-only"}},
+    "fedavg": {"method": {"name": "fedavg"}},
+    "proxy-labels": {"method": {"name": "proxy-labels"}},
+    "features and mixed models": {
+        "method": {"name": "edgefd", "score": {"space": "features", "per_class": True}},
+        "model": {"names": ["mlp", "cnn"]},
+        "proxy": {"name": "public", "size": 100},
+    },
+    "population": {
+        "partition": {"name": "virtual", "clients": 1000, "samples": 60},
+        "proxy": {"name": "public", "size": 100},
+        "training": {"rounds": 3, "participation": 0.003},
+    },
+    "text": {
+        "data": {"name": "pydoc", "owners": 3, "length": 48, "test_fraction": 0.95},
+        "partition": {"name": "natural"},
+        "proxy": {"name": "public", "size": 30},
+        "canaries": {"in_proxy": True},
+        "model": {"names": ["gru"]},
+        "method": {"name": "no-filter"},
+        "training": {"rounds": 2, "local": {"epochs": 0.1}, "evaluate_every": 2},
+        "privacy": {"release": {"name": "swing", "noise": "gaussian", "scale": 0.01}},
+    },
+    "secure sums": {"privacy": {"server": {"name": "secure-aggregation"}}},
+    "protected": {
+        "training": {"rounds": 2, "local": {"batch_size": 256}},
+        "privacy": {
+            "training": {"name": "dp-sgd", "noise_multiplier": 1.0},
+            "filter": {"name": "dp-kmeans"},
+            "release": {"name": "gaussian"},
+        },
+    },
+}
+"""One scenario of every kind that runs by other code than the rest."""
+
+
+def cell_of(scenario: config.Scenario, folder: Path) -> Path:
+    return folder / scenario.method.name / "seed-1"
+
+
+BY_DEFAULT = ("population", "text", "protected")
+"""On `workers`: between them, all that clients do. Starting processes takes seconds."""
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("grid", "name"),
     [
-        pytest.param({"training": {"rounds": 2, "participation": 0.7}}, id="edgefd"),
         pytest.param(
-            {
-                "method": {"name": "edgefd", "score": {"space": "features", "per_class": True}},
-                "model": {"names": ["mlp", "cnn"]},
-                "training": {"rounds": 2},
-                "proxy": {"name": "public", "size": 100},
-            },
-            id="features and mixed models",
-            marks=pytest.mark.slow,
-        ),
+            grid,
+            name,
+            marks=[] if grid == "workers" and name in BY_DEFAULT else pytest.mark.slow,
+        )
+        for grid in ("workers", "ray", "flower")
+        for name in CLASSES
     ],
 )
-@pytest.mark.parametrize("grid", ["workers", pytest.param("ray", marks=pytest.mark.slow), "flower"])
-def test_every_grid_equals_inline_to_the_bit(
-    tmp_path: Path, grid: str, changes: dict[str, object]
-) -> None:
-    inline = simulate(small(**changes), folder=tmp_path / "inline")
-    other = carry_out(small(**changes, grid={"name": grid}), tmp_path / grid)
+def test_every_grid_equals_inline_to_the_bit(tmp_path: Path, grid: str, name: str) -> None:
+    """Events, the last consensus or weights, and what every client's ledger says."""
+    scenario = small(**CLASSES[name])
+    inline = simulate(scenario, folder=tmp_path / "inline")
+    assert not [event for event in inline.cells[0].events if event["event"] == "refused"]
+    elsewhere = scenario.on(config.Grid(name=grid, workers=2))  # type: ignore[arg-type]
+    if grid == "workers":
+        other = simulate(elsewhere, folder=tmp_path / grid)
+    else:
+        other = carry_out(elsewhere, tmp_path / grid)
     assert facts(inline) == facts(other)
-    ours = consensus(tmp_path / "inline" / "edgefd" / "seed-1")
-    theirs = consensus(tmp_path / grid / "edgefd" / "seed-1")
-    assert len(ours["ids"]) > 0
-    assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+    ours, theirs = (cell_of(scenario, tmp_path / of) for of in ("inline", grid))
+    assert ledgers(ours) == ledgers(theirs)
+    mine, found = consensus(ours), consensus(theirs)
+    assert mine.keys() == found.keys()
+    assert all(np.array_equal(mine[key], found[key]) for key in mine)
+
+
+TOLERANCES = {"local-only": (0.02, 0.0), "fedavg": (0.02, 1e-3), "proxy-labels": (0.02, 0.0)}
+"""Of the accuracies, and of consensus values or weights; else `USUAL`."""
+USUAL = (0.02, 0.02)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_cohort_is_close_to_inline(tmp_path: Path, name: str) -> None:
+    """Clients that are advanced together round otherwise, and training carries that on."""
+    scenario = small(**CLASSES[name])
+    inline = simulate(scenario, folder=tmp_path / "inline")
+    together = scenario.on(config.Grid(name="cohort", block=(4,)))
+    cohort = simulate(together, folder=tmp_path / "cohort")
+    of_accuracy, of_values = TOLERANCES.get(name, USUAL)
+    for one, other in zip(facts(inline), facts(cohort), strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            if "accuracy" in key:
+                assert other[key] == pytest.approx(one[key], abs=of_accuracy), key
+    ours, theirs = (cell_of(scenario, tmp_path / of) for of in ("inline", "cohort"))
+    assert ledgers(ours) == ledgers(theirs)
+    mine, found = consensus(ours), consensus(theirs)
+    assert mine.keys() == found.keys()
+    for key in mine:
+        np.testing.assert_allclose(found[key], mine[key], rtol=0, atol=of_values)
 
 
 COUNTED = """

@@ -14,7 +14,7 @@ from fedkd.errors import FedkdError
 from privacy import accounting
 from privacy.events import Event, Gaussian, Protects, Pure, RandomisedResponse, SampledGaussian
 from privacy.ledger import Ledger, Release
-from privacy.totals import Budget, affords, total, totals, worst
+from privacy.totals import Budget, affords, at_most, total, totals, worst
 
 RECORD = Protects("record", "add-remove")
 CLIENT = Protects("client", "replace")
@@ -265,3 +265,24 @@ def test_two_hundred_rounds_of_asking_read_and_compute_little(
 def test_a_total_for_a_wrong_delta_is_an_error() -> None:
     with pytest.raises(FedkdError, match="delta is no probability"):
         total([training(1)], RECORD, 2.0)
+
+
+def test_an_answer_of_no_row_leaves_nothing_open() -> None:
+    """A client whose private filter accepts nothing: its mask is charged, and that is all."""
+    mask = proved(1, "accept mask", CENTRES)
+    silent = entry(1, rows=0, reason="no mechanism")
+    whole = total([training(1), mask, silent], RECORD, DELTA)
+    assert whole.epsilon == total([training(1), mask], RECORD, DELTA).epsilon < math.inf
+    assert total([training(1), mask, entry(1, rows=1)], RECORD, DELTA).epsilon == math.inf
+    ledger = Ledger()
+    ledger.record(mask)
+    budget = Budget(unit="record", relation="add-remove", epsilon=50, delta=DELTA)
+    assert affords(ledger, budget, silent)
+    assert not affords(ledger, budget, entry(1, rows=1))
+
+
+@given(st.integers(0, 4), st.booleans())
+def test_at_most_is_the_total_by_rdp(rounds: int, open_end: bool) -> None:
+    entries = private_run(rounds) + [entry(9)] * open_end
+    found = total(entries, RECORD, DELTA)
+    assert at_most(entries, RECORD, DELTA) == (math.inf if open_end else found.spent.rdp)

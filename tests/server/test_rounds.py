@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 
 from clients.app import make_app
@@ -190,6 +190,71 @@ def test_a_sparse_answer_that_is_malformed_is_refused_before_any_row_is_added() 
         events = reading(lie)
         assert [reason in event["reason"] for event in of("refused", events)] == [True, True]
         assert of("round", events) == without
+
+
+def abstaining(message: Message, reply: Message) -> Message:
+    """What a client says whose budget is spent."""
+    del reply.content["payload"]
+    reply.content["metrics"] = MetricRecord({"abstained": 1.0})
+    return reply
+
+
+def test_a_client_that_abstains_is_counted_and_not_refused() -> None:
+    events = play(abstaining)
+    assert not [event for event in events if event["event"] == "refused"]
+    mine = [e for e in events if e["event"] == "client" and e["client"] == LIAR]
+    assert [event["abstained"] for event in mine] == [1.0, 1.0]
+    assert [event["bytes_up"] for event in mine] == [0, 0]
+    assert all("accepted" not in event and event["accuracy"] > 0 for event in mine)
+    rounds = [event for event in events if event["event"] == "round"]
+    assert [event["n_abstained"] for event in rounds] == [1, 1]
+    assert [event["n_clients"] for event in rounds] == [N_CLIENTS, N_CLIENTS]
+    assert rounds[1]["bytes_pool"] == 0  # it keeps the pool, unlike a client that failed
+
+
+def test_nobody_abstains_where_nothing_is_protected() -> None:
+    events = play(lambda message, reply: None)
+    assert [e["n_abstained"] for e in events if e["event"] == "round"] == [0, 0]
+
+
+def test_what_an_abstaining_client_sends_all_the_same_is_not_heard() -> None:
+    """Nobody has charged it: the consensus is as if it had sent nothing."""
+
+    def both(message: Message, reply: Message) -> Message:
+        reply.content["metrics"] = MetricRecord({"abstained": 1.0})
+        return reply
+
+    def heard(events: list[Event]) -> list[Event]:
+        keys = ("kept", "consensus_accuracy", "accuracy", "n_abstained")
+        return [{k: e[k] for k in keys} for e in events if e["event"] == "round"]
+
+    assert heard(play(both)) == heard(play(abstaining))
+
+
+@pytest.mark.parametrize("method", ["fedavg", "no-filter"])
+def test_if_all_abstain_the_run_goes_on_with_what_is_known(method: str) -> None:
+    """Of each method: no consensus, or the weights as they were."""
+    store = MemoryStore()
+    honest = make_app(lambda config: store)
+    app = ClientApp()
+
+    def train(message: Message, context: Context) -> Message:
+        return abstaining(message, honest(message, context))
+
+    app.query("hello")(lambda message, context: honest(message, context))
+    app.query("pool")(lambda message, context: honest(message, context))
+    app.train()(train)
+    app.evaluate()(lambda message, context: honest(message, context))
+    events: list[Event] = []
+    scenario = small(method={"name": method})
+    inline.run(make_server(scenario, 1, None, events.append), app, N_CLIENTS)
+    rounds = [event for event in events if event["event"] == "round"]
+    assert [event["n_abstained"] for event in rounds] == [N_CLIENTS] * 2
+    assert not [event for event in events if event["event"] == "refused"]
+    if method == "fedavg":
+        assert rounds[0]["accuracy"] == rounds[1]["accuracy"]
+    else:
+        assert all("no client accepted" in event["note"] for event in rounds)
 
 
 def test_a_client_that_crashes_is_left_out() -> None:

@@ -1,0 +1,140 @@
+"""What a scenario will cost a client, before it runs: the entries that its ledger will hold.
+
+The charges of a client depend on sizes and settings alone, all of which are public, so its ledger
+can be written in advance. It is added up by `privacy.totals` as a real one is. What a client
+charges in which order is `clients.app`'s doing; the tests hold this plan against real ledgers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedkd import protection
+from fedkd.config import Scenario
+from fedkd.exchange.gate import Open, Own
+from privacy import protect
+from privacy.degrees import Origin
+from privacy.dpsgd_cost import paid_rounds
+from privacy.ledger import Ledger, Release, SeenBy, What
+from privacy.protect import Claim, Occasion
+from privacy.totals import affords
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prospect:
+    """What the charges of one client depend on besides the scenario."""
+
+    client: int
+    records: int
+    """That it trains on."""
+    contributed: int
+    """Raw samples that it gives to the proxy set."""
+    pool: int
+    """Records of the proxy set."""
+    samples: int
+    """Of the proxy set: as many for images, one a token position for texts."""
+    rows: int
+    """Samples that it answers in a round, at the most."""
+    n_classes: int
+    degrees: Tensor | None = None
+    """For Swing with public degrees: [rows]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One client's ledger after the rounds that are paid for."""
+
+    client: int
+    entries: tuple[Release, ...]
+    silent: tuple[int, ...]
+    """Rounds in which its budget will not bear its training, or its answers, so it abstains."""
+
+
+def exact(scenario: Scenario) -> bool:
+    """Whether every client's plan is its ledger to the entry, and not an upper bound.
+
+    A client that is drawn at random takes part in another number of rounds, and one with a filter
+    may answer fewer samples than there are.
+    """
+    gate = scenario.method.gate
+    answers_known = isinstance(gate, Open | Own) or scenario.method.exchange != "soft-labels"
+    return scenario.training.participation == 1 and answers_known
+
+
+def planned(scenario: Scenario, prospect: Prospect) -> Planned:
+    """The ledger of one client that takes part in each of the rounds that are paid for.
+
+    Raises: FedkdError where a setting of the scenario has no mechanism, as a run would.
+    """
+    ledger, budget = Ledger(), protect.budget_of(scenario.privacy)
+
+    def charge(round_: int, what: What, rows: int, seen_by: SeenBy, claim: Claim) -> bool:
+        entry = Release(
+            client=prospect.client,
+            round=round_,
+            what=what,
+            rows=rows,
+            seen_by=seen_by,
+            **claim._asdict(),
+        )
+        if budget is not None and not affords(ledger, budget, entry):
+            return False
+        ledger.record(entry)
+        return True
+
+    if prospect.contributed:  # never asked of the budget: the scenario has given it away
+        given = Release(
+            client=prospect.client,
+            round=0,
+            what="raw samples",
+            rows=prospect.contributed,
+            seen_by="server and all clients",
+        )
+        ledger.record(given)
+    training = scenario.training
+    silent: list[int] = []
+    has_mask = False
+    for round_ in range(1, paid_rounds(training.rounds, training.participation) + 1):
+        for what, rows, seen_by, claim in _charges(scenario, prospect, has_mask):
+            if not charge(round_, what, rows, seen_by, claim):
+                silent.append(round_)
+                break
+            has_mask |= what == "accept mask"
+    return Planned(client=prospect.client, entries=ledger.entries(), silent=tuple(silent))
+
+
+def _charges(
+    scenario: Scenario, prospect: Prospect, has_mask: bool
+) -> Iterator[tuple[What, int, SeenBy, Claim]]:
+    """What a round charges, in the order in which a client asks its budget for it."""
+    privacy = scenario.privacy
+    row = privacy.training
+    if not isinstance(row, protection.PlainTraining):
+        if isinstance(row, protection.DpSgd):
+            row = protect.dp_sgd_of(row, prospect.records, scenario.training, privacy.delta)
+        claim = protect.claim_of_training(row, prospect.records, scenario.training.local)
+        yield "training", prospect.records, "no one", claim
+    if scenario.method.exchange == "weights":
+        yield "weights", 1, "server", protect.claim_of_model(privacy.training)
+    if scenario.method.exchange != "soft-labels":
+        return
+    mask = protect.claim_of_mask(scenario)
+    if mask is not None and (not has_mask or protect.mask_changes(scenario)):
+        yield "accept mask", prospect.pool, protect.readers_of_mask(privacy), mask
+    # Of private degrees only their number is charged.
+    known = prospect.degrees is not None
+    origin: Origin = "public" if known else "private"
+    occasion = Occasion(
+        temperature=scenario.method.release.temperature,
+        most_rows=protect.most_rows(scenario, prospect.samples),
+        delta=privacy.delta,
+        degrees=prospect.degrees if known else torch.zeros(prospect.rows),
+        origin=origin,
+    )
+    answers = protect.claim_of_release(privacy, occasion, prospect.rows, prospect.n_classes)
+    of_sum = protect.claim_of_sum(scenario, answers, prospect.samples)
+    yield "soft labels", prospect.rows, protect.readers(privacy), of_sum
