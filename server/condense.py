@@ -35,6 +35,9 @@ HEARD = "heard"
 BYTES = "bytes_up"
 FEWEST = 3
 """Answers that are worth a sum: float64 takes twice what one answer's float32 does."""
+SAVING = 2**16
+"""Bytes that a sum must save for each answer in it; below that it costs the workers more CPU time
+than it saves the server (`benchmarks/partial_sums.py`). The server decides, so it goes along."""
 
 
 def payload_of(content: RecordDict | None) -> payload.Bytes | None:
@@ -46,7 +49,7 @@ def payload_of(content: RecordDict | None) -> payload.Bytes | None:
 
 def ask(content: RecordDict, sizes: Sizes) -> None:
     """Let a question ask for condensed replies."""
-    content[SIZES] = ConfigRecord(sizes._asdict())
+    content[SIZES] = ConfigRecord({**sizes._asdict(), "saving": SAVING})
 
 
 def heard(content: RecordDict | None) -> dict[str, Any] | None:
@@ -57,7 +60,7 @@ def heard(content: RecordDict | None) -> dict[str, Any] | None:
 
 
 def condense(question: RecordDict, replies: Mapping[int, Message]) -> None:
-    """Condense the replies to a question in place, if it asks for that and it saves bytes.
+    """Condense the replies to a question in place, if it asks for that and it saves enough.
 
     Args: replies: of each client of a block.
     """
@@ -67,18 +70,19 @@ def condense(question: RecordDict, replies: Mapping[int, Message]) -> None:
     for content in contents.values():
         content.pop(HEARD, None)
     answers = {c: contents[c] for c in sorted(contents) if _answers(contents[c])}
-    if len(answers) < FEWEST:
+    told = {key: int(str(value)) for key, value in question.config_records[SIZES].items()}
+    saving = told.pop("saving")
+    data = {c: raw for c in answers if (raw := payload_of(answers[c])) is not None}
+    n_bytes = {client: len(raw) for client, raw in data.items()}
+    if not _worth(n_bytes, saving):
         return
-    round_, hearing = _hearing(question)
+    round_, hearing = _hearing(question, Sizes(**told))
     good: dict[int, AnyAnswer] = {}
-    n_bytes: dict[int, int] = {}
-    for client, content in answers.items():
-        data = payload_of(content)
-        assert data is not None
+    for client, raw in data.items():
         with suppress(PayloadError):
-            good[client] = hearing.check(round_, client, data)
-            n_bytes[client] = len(data)
-    if len(good) < FEWEST or hearing.sum_bytes(good.values()) >= sum(n_bytes.values()):
+            good[client] = hearing.check(round_, client, raw)
+    n_bytes = {client: n_bytes[client] for client in good}
+    if not _worth(n_bytes, saving, hearing.sum_bytes(good.values())):
         return
     for client, answer in good.items():
         content = answers[client]
@@ -95,13 +99,17 @@ def _answers(content: RecordDict) -> bool:
     return metrics is not None and "abstained" not in metrics and "payload" in content
 
 
-def _hearing(question: RecordDict) -> tuple[int, Hearing]:
+def _worth(n_bytes: Mapping[int, int], saving: int, sum_bytes: int = 0) -> bool:
+    """Whether a sum of so many bytes saves enough of those of the answers."""
+    return len(n_bytes) >= FEWEST and sum(n_bytes.values()) - sum_bytes >= saving * len(n_bytes)
+
+
+def _hearing(question: RecordDict, sizes: Sizes) -> tuple[int, Hearing]:
     """The round of a question, and what hears the answers to it."""
-    config, sizes = question.config_records["config"], question.config_records[SIZES]
+    config = question.config_records["config"]
     scenario, round_ = from_json(str(config["scenario"])), int(str(config["round"]))
     world = scenario.world(int(str(config["seed"])))
-    whole = Sizes(**{key: int(str(value)) for key, value in sizes.items()})
-    return round_, Hearing(scenario.method, whole, world, _strata(world))
+    return round_, Hearing(scenario.method, sizes, world, _strata(world))
 
 
 @lru_cache(maxsize=1)

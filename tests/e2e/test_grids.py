@@ -147,6 +147,7 @@ def counted(grid, worker):
     return answer
 
 ActorsGrid._receive = counted
+condense.SAVING = 1
 simulate(config.load(sys.argv[1]), folder=sys.argv[2])
 print(n_condensed)
 """

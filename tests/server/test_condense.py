@@ -33,6 +33,12 @@ SIZES = [7, 3, 4]
 Lie = Callable[[Message, Message], Message | None]
 
 
+@pytest.fixture(autouse=True)
+def any_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers are small here: whatever saves bytes at all is condensed."""
+    monkeypatch.setattr(condense, "SAVING", 1)
+
+
 class CondensingGrid(InlineGrid):
     """As a worker does it, in this process: blocks of these sizes in turn, each condensed."""
 
@@ -268,6 +274,17 @@ def test_fewer_than_three_answers_are_sent_as_they_are(monkeypatch: pytest.Monke
     grid = CondensingGrid(app_with(truth), [2])
     play(open_pool(), grid, monkeypatch)
     assert grid.n_condensed == 0
+
+
+def test_a_sum_that_saves_too_little_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six answers of a hundred rows, 4 bytes a number, against their sum, 8 bytes a number."""
+    six, one = 6 * 100 * (4 * 10 + 4), 100 * (8 * 10 + 8)
+    margin = (six - one) // 6
+    for saving, n_condensed in ((margin - 1, 6), (margin + 450, 0), (six, 0)):
+        monkeypatch.setattr(condense, "SAVING", saving)
+        grid = CondensingGrid(app_with(truth), [N_CLIENTS])
+        play(open_pool(), grid, monkeypatch)
+        assert grid.n_condensed == n_condensed, saving
 
 
 def sizes_asked(**changes: object) -> list[Sizes]:
