@@ -45,10 +45,10 @@ CLASSES: dict[str, dict[str, Any]] = {
         "training": {"rounds": 3, "participation": 0.003},
     },
     "text": {
-        "data": {"name": "pydoc", "owners": 3, "length": 48, "test_fraction": 0.95},
+        "data": {"name": "pydoc", "owners": 3, "length": 48, "test_fraction": 0.1},
         "partition": {"name": "natural"},
         "proxy": {"name": "public", "size": 30},
-        "canaries": {"in_proxy": True},
+        "canaries": {"repetitions": [0, 2], "in_proxy": True},
         "model": {"names": ["gru"]},
         "method": {"name": "no-filter"},
         "training": {"rounds": 2, "local": {"epochs": 0.1}, "evaluate_every": 2},
