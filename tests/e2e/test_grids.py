@@ -45,10 +45,10 @@ CLASSES: dict[str, dict[str, Any]] = {
         "training": {"rounds": 3, "participation": 0.003},
     },
     "text": {
-        "data": {"name": "pydoc", "owners": 3, "length": 48, "test_fraction": 0.95},
+        "data": {"name": "pydoc", "owners": 3, "length": 48, "test_fraction": 0.1},
         "partition": {"name": "natural"},
         "proxy": {"name": "public", "size": 30},
-        "canaries": {"in_proxy": True},
+        "canaries": {"repetitions": [0, 2], "in_proxy": True},
         "model": {"names": ["gru"]},
         "method": {"name": "no-filter"},
         "training": {"rounds": 2, "local": {"epochs": 0.1}, "evaluate_every": 2},
@@ -69,6 +69,19 @@ CLASSES: dict[str, dict[str, Any]] = {
 
 def cell_of(scenario: config.Scenario, folder: Path) -> Path:
     return folder / scenario.method.name / "seed-1"
+
+
+def left(cell: Path) -> dict[str, list[str]]:
+    """Each client's ledger, without the entry of a contribution of nothing.
+
+    Flower's nodes are greeted one by one, ours only where clients have something to contribute.
+    """
+    nothing = '"what":"raw samples","rows":0,'
+    kept = {
+        client: [line for line in lines if nothing not in line]
+        for client, lines in ledgers(cell).items()
+    }
+    return {client: lines for client, lines in kept.items() if lines}
 
 
 BY_DEFAULT = ("population", "text", "protected")
@@ -99,7 +112,7 @@ def test_every_grid_equals_inline_to_the_bit(tmp_path: Path, grid: str, name: st
         other = carry_out(elsewhere, tmp_path / grid)
     assert facts(inline) == facts(other)
     ours, theirs = (cell_of(scenario, tmp_path / of) for of in ("inline", grid))
-    assert ledgers(ours) == ledgers(theirs)
+    assert left(ours) == left(theirs)
     mine, found = consensus(ours), consensus(theirs)
     assert mine.keys() == found.keys()
     assert all(np.array_equal(mine[key], found[key]) for key in mine)
