@@ -42,7 +42,7 @@ than it saves the server (`benchmarks/partial_sums.py`). The server decides, so 
 
 def payload_of(content: RecordDict | None) -> payload.Bytes | None:
     """The payload of a message, if it has one."""
-    if content is None or "payload" not in content:
+    if content is None or "bytes" not in content.array_records.get("payload", {}):
         return None
     return content.array_records["payload"]["bytes"].numpy()
 

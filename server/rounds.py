@@ -169,4 +169,6 @@ def _metrics(reply: Reply) -> Report:
     """What the client reports about itself. Raises: PayloadError if it failed instead."""
     if reply.content is None:
         raise PayloadError(f"no reply: {reply.failure}")
+    if "metrics" not in reply.content.metric_records:
+        raise PayloadError("a reply without metrics")
     return dict(reply.content.metric_records["metrics"])

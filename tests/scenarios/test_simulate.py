@@ -169,6 +169,7 @@ def test_the_ledger_says_what_left_each_client(tmp_path: Path) -> None:
         entries = [json.loads(line) for line in path.read_text().splitlines()]
         assert [(e["what"], e["round"]) for e in entries] == [
             ("raw samples", 0),
+            ("accept mask", 1),
             ("soft labels", 1),
             ("soft labels", 2),
         ]

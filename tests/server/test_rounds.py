@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 
 from clients.app import make_app
@@ -321,3 +321,18 @@ def test_a_population_is_never_asked_and_costs_what_takes_part() -> None:
     assert not [client for kind, client in asked if kind == "query.hello"]
     assert len(asked) == len(pools) + 2 * 12
     assert sum(event["event"] == "hello" for event in events) == 1000
+
+
+@pytest.mark.parametrize("what", ["metrics gone", "payload of another kind"])
+def test_a_reply_without_its_records_is_refused(what: str) -> None:
+    def strip(message: Message, reply: Message) -> Message:
+        if what == "metrics gone":
+            del reply.content["metrics"]
+        else:
+            reply.content["payload"] = ConfigRecord({"bytes": b"x"})
+        return reply
+
+    events = play(strip)
+    refused = [(e["round"], e["client"]) for e in events if e["event"] == "refused"]
+    assert refused == [(1, LIAR), (2, LIAR)]
+    assert len([event for event in events if event["event"] == "round"]) == 2
