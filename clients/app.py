@@ -32,7 +32,7 @@ from clients import guard, secure, steps
 from clients.client import Client, ProxySet, with_model
 from clients.guard import Guard
 from clients.store import ClientStore, FolderStore
-from fedkd import device, payload, protection
+from fedkd import device, payload, payload_secure, protection
 from fedkd.config import from_json
 from fedkd.errors import FedkdError
 from fedkd.models.zoo import Classifier
@@ -91,7 +91,7 @@ def make_app(store_of: Stores = _store_of) -> App:
     def keys(message: Message, context: Context) -> Message:
         client, _ = _open(message, context, store_of)
         key = secure.keys(client).public
-        return _reply(message, public(payload.encode_key(key, client.id, client.round)))
+        return _reply(message, public(payload_secure.encode_key(key, client.id, client.round)))
 
     @app.query("reveal")
     def reveal(message: Message, context: Context) -> Message:

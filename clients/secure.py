@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clients.client import Client
 from clients.store import ClientStore
-from fedkd import payload, protection
+from fedkd import payload, payload_secure, protection
 from fedkd.errors import FedkdError
 from privacy import secagg
 from privacy.secagg import Cohort, Keys
@@ -31,7 +31,7 @@ def keys(client: Client) -> Keys:
 
 def cohort(client: Client, data: payload.Bytes) -> tuple[Cohort, frozenset[int]]:
     """The clients of this round as the server sent them, and who of them was lost."""
-    public, lost = payload.decode_cohort(data, round_=client.round)
+    public, lost = payload_secure.decode_cohort(data, round_=client.round)
     return secagg.cohort(client.round, public), lost
 
 
@@ -44,7 +44,7 @@ def blind(client: Client, cohort: Cohort, full: NDArray[np.float64]) -> payload.
     rows, columns = full.shape
     mask = secagg.mask(client.id, keys(client), cohort, (rows, columns))
     blinded = secagg.blind(full, mask, len(cohort.public))
-    return payload.encode_blinded(blinded, client.id, client.round)
+    return payload_secure.encode_blinded(blinded, client.id, client.round)
 
 
 def reveal(client: Client, store: ClientStore, data: payload.Bytes) -> payload.Bytes:
@@ -66,7 +66,7 @@ def reveal(client: Client, store: ClientStore, data: payload.Bytes) -> payload.B
     step = 2 * client.round
     state = store.load(client.id, before=step + 1) or {}
     store.save(client.id, step, {**state, REVEALED: asked})
-    return payload.encode_secrets(secrets, client.id, client.round)
+    return payload_secure.encode_secrets(secrets, client.id, client.round)
 
 
 def remembered(client: Client, store: ClientStore) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedkd import payload
+from fedkd import payload, payload_secure
 from fedkd.errors import FedkdError, PayloadError
 from fedkd.exchange.combine import Consensus
 from fedkd.protection import SecureAggregation
@@ -67,14 +67,14 @@ class SecureSum(Single):
         """All public keys; nothing if fewer than two clients gave one, and then nobody answers."""
 
         def read(client: int, data: payload.Bytes) -> bytes:
-            return payload.decode_key(data, client=client, round_=round_)
+            return payload_secure.decode_key(data, client=client, round_=round_)
 
         public = talk("keys", None, read)
         self._cohort = secagg.cohort(round_, public) if len(public) > 1 else None
         self._total = np.zeros(self._shape, np.uint64)
         self._present = set()
         self._open = True
-        return None if self._cohort is None else payload.encode_cohort(public, (), round_)
+        return None if self._cohort is None else payload_secure.encode_cohort(public, (), round_)
 
     def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
         """Add one client's blinded table to the sum; of the client itself it says nothing."""
@@ -82,7 +82,7 @@ class SecureSum(Single):
             return {}
         if data is None:
             raise PayloadError("no table in the reply")
-        table = payload.decode_blinded(data, client=client, round_=round_, shape=self._shape)
+        table = payload_secure.decode_blinded(data, client=client, round_=round_, shape=self._shape)
         if not self._open or client in self._present:
             raise PayloadError(
                 "a table that comes late or twice is thrown away: beside the secrets that the "
@@ -113,11 +113,11 @@ class SecureSum(Single):
         lost = frozenset(cohort.public) - present
 
         def read(client: int, data: payload.Bytes) -> dict[int, bytes]:
-            return payload.decode_secrets(data, client=client, round_=round_, lost=lost)
+            return payload_secure.decode_secrets(data, client=client, round_=round_, lost=lost)
 
         revealed = {}
         if lost and len(present) >= cohort.least:
-            question = payload.encode_cohort(cohort.public, lost, round_)
+            question = payload_secure.encode_cohort(cohort.public, lost, round_)
             revealed = talk("reveal", question, read, present)
         try:
             return secagg.unblind(self._total, cohort, present, revealed, self._std), ""

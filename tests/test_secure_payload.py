@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from fedkd import payload
+from fedkd import payload_secure as secure
 from fedkd.errors import PayloadError
 from fedkd.payload import Bytes
 
@@ -25,16 +25,16 @@ CLIENTS = st.integers(0, 2**31 - 1)
 PUBLIC = {client: bytes([client]) * 32 for client in (0, 1, 3, 6)}
 
 GOOD: dict[str, Callable[[], Bytes]] = {
-    "key": lambda: payload.encode_key(b"k" * 32, CLIENT, ROUND),
-    "cohort": lambda: payload.encode_cohort(PUBLIC, LOST, ROUND),
-    "blinded": lambda: payload.encode_blinded(np.full(SHAPE, 2**64 - 7, np.uint64), CLIENT, ROUND),
-    "secrets": lambda: payload.encode_secrets({c: b"s" * 32 for c in LOST}, CLIENT, ROUND),
+    "key": lambda: secure.encode_key(b"k" * 32, CLIENT, ROUND),
+    "cohort": lambda: secure.encode_cohort(PUBLIC, LOST, ROUND),
+    "blinded": lambda: secure.encode_blinded(np.full(SHAPE, 2**64 - 7, np.uint64), CLIENT, ROUND),
+    "secrets": lambda: secure.encode_secrets({c: b"s" * 32 for c in LOST}, CLIENT, ROUND),
 }
 DECODE: dict[str, Callable[[Bytes], Any]] = {
-    "key": lambda data: payload.decode_key(data, client=CLIENT, round_=ROUND),
-    "cohort": lambda data: payload.decode_cohort(data, round_=ROUND),
-    "blinded": lambda data: payload.decode_blinded(data, client=CLIENT, round_=ROUND, shape=SHAPE),
-    "secrets": lambda data: payload.decode_secrets(data, client=CLIENT, round_=ROUND, lost=LOST),
+    "key": lambda data: secure.decode_key(data, client=CLIENT, round_=ROUND),
+    "cohort": lambda data: secure.decode_cohort(data, round_=ROUND),
+    "blinded": lambda data: secure.decode_blinded(data, client=CLIENT, round_=ROUND, shape=SHAPE),
+    "secrets": lambda data: secure.decode_secrets(data, client=CLIENT, round_=ROUND, lost=LOST),
 }
 
 
@@ -46,33 +46,33 @@ def changed(kind: str, **arrays: NDArray[Any]) -> Bytes:
 @given(WORDS, CLIENTS)
 @QUICK
 def test_a_key_arrives(key: bytes, client: int) -> None:
-    data = payload.encode_key(key, client, ROUND)
-    assert payload.decode_key(data, client=client, round_=ROUND) == key
+    data = secure.encode_key(key, client, ROUND)
+    assert secure.decode_key(data, client=client, round_=ROUND) == key
 
 
 @given(st.dictionaries(CLIENTS, WORDS, max_size=6), st.data())
 @QUICK
 def test_a_cohort_arrives(public: dict[int, bytes], data: st.DataObject) -> None:
     lost = frozenset(client for client in public if data.draw(st.booleans()))
-    sent = payload.encode_cohort(public, lost, ROUND)
-    assert payload.decode_cohort(sent, round_=ROUND) == (public, lost)
+    sent = secure.encode_cohort(public, lost, ROUND)
+    assert secure.decode_cohort(sent, round_=ROUND) == (public, lost)
 
 
 @given(hnp.arrays(np.uint64, hnp.array_shapes(min_dims=2, max_dims=2, min_side=0)))
 @QUICK
 def test_a_blinded_table_arrives(table: NDArray[np.uint64]) -> None:
-    data = payload.encode_blinded(table, CLIENT, ROUND)
+    data = secure.encode_blinded(table, CLIENT, ROUND)
     shape = (table.shape[0], table.shape[1])
-    got = payload.decode_blinded(data, client=CLIENT, round_=ROUND, shape=shape)
+    got = secure.decode_blinded(data, client=CLIENT, round_=ROUND, shape=shape)
     np.testing.assert_array_equal(got, table, strict=True)
 
 
 @given(st.dictionaries(CLIENTS, WORDS, max_size=6))
 @QUICK
 def test_secrets_arrive(secrets: dict[int, bytes]) -> None:
-    data = payload.encode_secrets(secrets, CLIENT, ROUND)
+    data = secure.encode_secrets(secrets, CLIENT, ROUND)
     lost = frozenset(secrets)
-    assert payload.decode_secrets(data, client=CLIENT, round_=ROUND, lost=lost) == secrets
+    assert secure.decode_secrets(data, client=CLIENT, round_=ROUND, lost=lost) == secrets
 
 
 def test_a_table_costs_8_bytes_a_number() -> None:
@@ -82,11 +82,23 @@ def test_a_table_costs_8_bytes_a_number() -> None:
 
 I32 = np.int32
 BROKEN: dict[str, tuple[str, Bytes, str]] = {
-    "key of another client": ("key", payload.encode_key(b"k" * 32, 4, ROUND), r"got \(4, 2\)"),
-    "key of another round": ("key", payload.encode_key(b"k" * 32, CLIENT, 1), r"got \(3, 1\)"),
+    "key of another client": (
+        "key",
+        secure.encode_key(b"k" * 32, 4, ROUND),
+        r"got \(4, 2\)",
+    ),
+    "key of another round": (
+        "key",
+        secure.encode_key(b"k" * 32, CLIENT, 1),
+        r"got \(3, 1\)",
+    ),
     "short key": ("key", changed("key", key=np.zeros((1, 31), np.uint8)), "words of 32 bytes"),
     "two keys": ("key", changed("key", key=np.zeros((2, 32), np.uint8)), "expected 1 words"),
-    "cohort of another round": ("cohort", payload.encode_cohort(PUBLIC, LOST, 7), "another round"),
+    "cohort of another round": (
+        "cohort",
+        secure.encode_cohort(PUBLIC, LOST, 7),
+        "another round",
+    ),
     "client twice": (
         "cohort",
         changed("cohort", clients=np.array([0, 1, 1, 6], I32)),
@@ -115,12 +127,12 @@ BROKEN: dict[str, tuple[str, Bytes, str]] = {
     "lost in a table": ("cohort", changed("cohort", lost=np.zeros((1, 1), I32)), r"not \[n\]"),
     "table of another client": (
         "blinded",
-        payload.encode_blinded(np.zeros(SHAPE, np.uint64), 0, ROUND),
+        secure.encode_blinded(np.zeros(SHAPE, np.uint64), 0, ROUND),
         "another client or round",
     ),
     "table of another shape": (
         "blinded",
-        payload.encode_blinded(np.zeros((9, 4), np.uint64), CLIENT, ROUND),
+        secure.encode_blinded(np.zeros((9, 4), np.uint64), CLIENT, ROUND),
         r"table is \[9, 4\], not \[9, 5\]",
     ),
     "table of floats": (
@@ -130,12 +142,12 @@ BROKEN: dict[str, tuple[str, Bytes, str]] = {
     ),
     "other secrets": (
         "secrets",
-        payload.encode_secrets({1: b"s" * 32}, CLIENT, ROUND),
+        secure.encode_secrets({1: b"s" * 32}, CLIENT, ROUND),
         r"secrets with other clients; got \[1\]; allowed: \[1, 6\]",
     ),
     "secrets of another client": (
         "secrets",
-        payload.encode_secrets({c: b"s" * 32 for c in LOST}, 1, ROUND),
+        secure.encode_secrets({c: b"s" * 32 for c in LOST}, 1, ROUND),
         "another client or round",
     ),
     "a secret too few": (

@@ -17,7 +17,7 @@ import clients.secure
 import server.exchanges
 from clients.client import Client
 from clients.store import MemoryStore
-from fedkd import device, payload
+from fedkd import device, payload, payload_secure
 from fedkd.config import Scenario
 from fedkd.errors import FedkdError, PayloadError
 from fedkd.exchange.combine import Consensus
@@ -273,7 +273,7 @@ def test_garbage_in_the_sum_is_seen_and_costs_the_round(
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that masks with other keys, or reveals others: nothing of it can be told apart."""
-    real = payload.encode_blinded if what == "table" else payload.encode_secrets
+    real = payload_secure.encode_blinded if what == "table" else payload_secure.encode_secrets
 
     def wrong(value: Any, client: int, round_: int) -> payload.Bytes:
         if client == 2 and round_ == 1:
@@ -311,7 +311,7 @@ def test_a_client_reveals_once_a_round_and_the_same_again() -> None:
     store.save(0, 2, {"model.w": torch.ones(2)})
 
     def ask(lost: set[int], round_: int = 1) -> payload.Bytes:
-        question = payload.encode_cohort(public, lost, round_)
+        question = payload_secure.encode_cohort(public, lost, round_)
         return clients.secure.reveal(me, store, question)
 
     first = ask({2})
@@ -323,7 +323,7 @@ def test_a_client_reveals_once_a_round_and_the_same_again() -> None:
     state = store.load(0, before=3)
     assert state is not None
     assert torch.equal(state["model.w"], torch.ones(2))
-    secrets = payload.decode_secrets(first, client=0, round_=1, lost=frozenset({2}))
+    secrets = payload_secure.decode_secrets(first, client=0, round_=1, lost=frozenset({2}))
     cohort = secagg.cohort(1, public)
     other = secagg.secret(2, clients.secure.keys(client_of(scenario, 2)), 0, cohort)
     assert secrets == {2: other}
