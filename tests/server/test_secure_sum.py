@@ -280,7 +280,7 @@ def test_garbage_in_the_sum_is_seen_and_costs_the_round(
             value = value + np.uint64(2**62) if what == "table" else dict.fromkeys(value, bytes(32))
         return real(value, client, round_)
 
-    monkeypatch.setattr(payload, real.__name__, wrong)
+    monkeypatch.setattr(payload_secure, real.__name__, wrong)
     mute = (lambda kind, c, r: (kind, c) == ("train", 1)) if what == "secrets" else None
     secure, _ = pair()
     seen = play(secure, CLIENTS) if mute is None else play(secure, CLIENTS, mute=mute)
