@@ -36,6 +36,7 @@ from fedkd import device, payload, payload_secure, protection
 from fedkd.config import from_json
 from fedkd.errors import FedkdError
 from fedkd.models.zoo import Classifier
+from fedkd.wire import STYPE
 from privacy import protect, secagg
 from privacy.ledger import Receipt, Sealed, public, seal
 from privacy.protect import Claim
@@ -80,7 +81,7 @@ def make_app(store_of: Stores = _store_of) -> App:
     @app.query("pool")
     def pool(message: Message, context: Context) -> Message:
         _, store = _open(message, context, store_of)
-        data = _payload(message).tobytes()
+        data = _payload(message)
         digest = str(_config(message)["pool"])
         if hashlib.sha256(data).hexdigest() != digest:
             raise FedkdError("the proxy pool was changed on its way", value=digest[:16])
@@ -306,7 +307,7 @@ def _config(message: Message) -> ConfigRecord:
 
 
 def _payload(message: Message) -> payload.Bytes:
-    return message.content.array_records["payload"]["bytes"].numpy()
+    return message.content.array_records["payload"]["bytes"].data
 
 
 _PROXY_SETS: dict[tuple[str, torch.device], ProxySet] = {}
@@ -320,7 +321,7 @@ def _proxy_of(turn: Turn) -> ProxySet:
         data = turn.store.load_pool(digest)
         if data is None:
             raise FedkdError("this client never received the proxy pool", value=digest[:16])
-        pool = payload.decode_pool(np.frombuffer(data, dtype=np.uint8))
+        pool = payload.decode_pool(data)
         _PROXY_SETS.clear()
         _PROXY_SETS[key] = ProxySet.of(pool, turn.client.device)
     return _PROXY_SETS[key]
@@ -345,7 +346,8 @@ def _seal(client: Client, data: payload.Bytes, *receipts: Receipt) -> Sealed:
 def _reply(message: Message, sealed: Sealed | None = None, client: Client | None = None) -> Message:
     content = RecordDict()
     if sealed is not None:
-        content["payload"] = ArrayRecord({"bytes": Array(sealed.data)})
+        data = sealed.data
+        content["payload"] = ArrayRecord({"bytes": Array("uint8", (len(data),), STYPE, data)})
     if client is not None:
         content["metrics"] = MetricRecord(
             {key: float(value) for key, value in client.metrics.items() if np.isfinite(value)}

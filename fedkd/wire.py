@@ -21,7 +21,10 @@ from fedkd.errors import PayloadError
 SCHEMA = 2
 """Raised whenever a reader of the older version would misread the newer."""
 
-Bytes = NDArray[np.uint8]
+Bytes = bytes
+STYPE = "safetensors"
+"""How a Flower `Array` says that its data are such bytes, as they are: no copy on the way."""
+
 Array = NDArray[Any]
 HEADER = "header"
 
@@ -31,7 +34,7 @@ def pack(kind: str, arrays: Mapping[str, Array], **header: int) -> Bytes:
     note = json.dumps({"schema": SCHEMA, "kind": kind, **header}).encode()
     packed = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     packed[HEADER] = np.frombuffer(note, dtype=np.uint8)
-    return np.frombuffer(save(packed), dtype=np.uint8)
+    return save(packed)
 
 
 def unpack(
@@ -39,7 +42,7 @@ def unpack(
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """The arrays that `spec` names with their allowed types, and the header."""
     try:
-        arrays = load(data.tobytes())
+        arrays = load(data)
         header = json.loads(arrays.pop(HEADER).tobytes())
     except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise PayloadError(f"not a payload: {error}") from None

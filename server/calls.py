@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple, Protocol, TypeVar
 
-from flwr.app import Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedkd.payload import Bytes
+from fedkd.wire import STYPE
 
 POLL_S = 0.02
 Read = TypeVar("Read")
@@ -68,6 +69,18 @@ def ask(
             elif not pulled:
                 time.sleep(POLL_S)
         yield arrived.pop(client)
+
+
+def payload_of(content: RecordDict | None) -> Bytes | None:
+    """The payload of a message, if it has one."""
+    if content is None or "bytes" not in content.array_records.get("payload", {}):
+        return None
+    return content.array_records["payload"]["bytes"].data
+
+
+def record_of(data: Bytes) -> ArrayRecord:
+    """The record that carries a payload."""
+    return ArrayRecord({"bytes": Array("uint8", (len(data),), STYPE, data)})
 
 
 def _reply(client: int, message: Message) -> Reply:

@@ -19,13 +19,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedkd import payload
 from fedkd.config import from_json
 from fedkd.data.federation import Federation
 from fedkd.errors import PayloadError
+from server.calls import payload_of, record_of
 from server.hearing import AnyAnswer, Hearing, Sizes
 
 SIZES = "sum-answers"
@@ -38,13 +38,6 @@ FEWEST = 3
 SAVING = 2**16
 """Bytes that a sum must save for each answer in it; below that it costs the workers more CPU time
 than it saves the server (`benchmarks/partial_sums.py`). The server decides, so it goes along."""
-
-
-def payload_of(content: RecordDict | None) -> payload.Bytes | None:
-    """The payload of a message, if it has one."""
-    if content is None or "bytes" not in content.array_records.get("payload", {}):
-        return None
-    return content.array_records["payload"]["bytes"].numpy()
 
 
 def ask(content: RecordDict, sizes: Sizes) -> None:
@@ -90,7 +83,7 @@ def condense(question: RecordDict, replies: Mapping[int, Message]) -> None:
         del content["payload"]
     total = hearing.sum_of(round_, list(good))
     first = answers[min(good)]  # the server hears it before the others of the block
-    first["payload"] = ArrayRecord({"bytes": Array(total)})
+    first["payload"] = record_of(total)
 
 
 def _answers(content: RecordDict) -> bool:

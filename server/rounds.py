@@ -14,7 +14,7 @@ from fedkd.errors import FedkdError, PayloadError
 from fedkd.rng import stream
 from privacy.ledger import Ledger
 from server import checkpoint, condense, measures
-from server.calls import Read, Reply, ask
+from server.calls import Read, Reply, ask, payload_of
 from server.checkpoint import Checkpoint
 from server.events import EventLog
 from server.exchanges import Exchange, exchange_of
@@ -76,7 +76,7 @@ def play(
         content = job.content(round_, roster.digest, data)
         found: dict[int, Read] = {}
         for reply in ask(grid, asked, content, f"query.{name}", timeout_s):
-            got = condense.payload_of(reply.content)
+            got = payload_of(reply.content)
             count(reply.client, data, _size(got))
             try:
                 if got is None:
@@ -104,7 +104,7 @@ def play(
         condense.ask(content, sizes)
     summed: set[int] = set()
     for reply in ask(grid, nodes, content, "train", timeout_s):
-        data = condense.payload_of(reply.content)
+        data = payload_of(reply.content)
         found = condense.heard(reply.content) if sizes is not None else None
         n_bytes = found[condense.BYTES] if found else _size(data)
         count(reply.client, question, n_bytes)

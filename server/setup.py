@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -17,7 +17,7 @@ from fedkd.config import Scenario
 from fedkd.data.federation import Federation
 from fedkd.errors import FedkdError
 from fedkd.models.zoo import Shape
-from server.calls import POLL_S, ask
+from server.calls import POLL_S, ask, record_of
 from server.events import EventLog
 
 HELLO_TIMEOUT_S = 600.0
@@ -53,7 +53,7 @@ class Job:
         )
         content = RecordDict({"config": config})
         if data is not None:
-            content["payload"] = ArrayRecord({"bytes": Array(data)})
+            content["payload"] = record_of(data)
         return content
 
 
@@ -121,7 +121,7 @@ def set_up(grid: Grid, job: Job, log: EventLog) -> Roster:
         pool, found = _pool(world, hellos), world.proxy_truth()
         truth = None if found is None else (found[0].ravel(), found[1])
         packed = payload.encode_pool(pool)
-        digest = hashlib.sha256(packed.tobytes()).hexdigest()
+        digest = hashlib.sha256(packed).hexdigest()
         log.emit(
             "pool",
             n_samples=len(pool.x),
@@ -157,7 +157,7 @@ def _greet(grid: Grid, job: Job, ids: Sequence[int]) -> tuple[list[payload.Hello
     for reply in ask(grid, by_node, job.content(0), "query.hello", HELLO_TIMEOUT_S):
         if reply.content is None:
             raise FedkdError(f"a node did not say hello: {reply.failure}")
-        hello = payload.decode_hello(reply.content.array_records["payload"]["bytes"].numpy())
+        hello = payload.decode_hello(reply.content.array_records["payload"]["bytes"].data)
         if hello.client in hellos:
             raise FedkdError("two nodes speak for one client", value=hello.client)
         hellos[hello.client], nodes[hello.client] = hello, reply.client

@@ -40,7 +40,7 @@ class Seen(NamedTuple):
         assert told
         if told[0] is None:
             return None
-        assert all(data is not None and data.tobytes() == told[0].tobytes() for data in told)
+        assert all(data == told[0] for data in told)
         return payload.decode_consensus(
             told[0], round_=round_, n_samples=n_samples, n_classes=n_classes
         )
@@ -50,7 +50,7 @@ def payload_of(message: Message) -> payload.Bytes | None:
     """The payload of a message, if it has one."""
     if "payload" not in message.content:
         return None
-    return message.content.array_records["payload"]["bytes"].numpy()
+    return message.content.array_records["payload"]["bytes"].data
 
 
 def play(

@@ -190,9 +190,7 @@ def test_the_layout_in_memory_does_not_matter() -> None:
 @QUICK
 def test_equal_messages_are_equal_bytes(answer: Answer) -> None:
     one, other = (payload.encode_answer(Answer(*answer)) for _ in range(2))
-    assert one.dtype == np.uint8
-    assert one.ndim == 1
-    assert one.tobytes() == other.tobytes()
+    assert one == other
 
 
 # --- sizes ---
@@ -200,8 +198,8 @@ def test_equal_messages_are_equal_bytes(answer: Answer) -> None:
 
 def body(data: Bytes) -> int:
     """Bytes without safetensors' own header and ours, whose lengths the format itself tells."""
-    length = int.from_bytes(data[:8].tobytes(), "little")
-    return len(data) - 8 - length - load(data.tobytes())["header"].nbytes
+    length = int.from_bytes(data[:8], "little")
+    return len(data) - 8 - length - load(data)["header"].nbytes
 
 
 @given(m=st.integers(0, 300), n_classes=st.integers(1, 40))
@@ -325,7 +323,7 @@ DECODE: dict[str, Callable[[Bytes], Any]] = {
 
 
 def raw(arrays: Arrays) -> Bytes:
-    return np.frombuffer(save(arrays), dtype=np.uint8)
+    return save(arrays)
 
 
 def forged(kind: str, header: dict[str, Any] | None = None, **arrays: Any) -> Bytes:
@@ -624,7 +622,7 @@ def test_types_that_numpy_does_not_know_are_refused(dtype: torch.dtype) -> None:
     header = torch.tensor(list(b"{}"), dtype=torch.uint8)
     data = save_torch({"weights": torch.zeros(SIZE, dtype=dtype), "header": header})
     with pytest.raises(PayloadError, match="not a payload"):
-        decode_weights(np.frombuffer(data, np.uint8))
+        decode_weights(data)
 
 
 @pytest.mark.parametrize("kind", GOOD)
@@ -634,7 +632,7 @@ def test_every_cut_is_refused(kind: str) -> None:
         with pytest.raises(PayloadError, match="not a payload"):
             DECODE[kind](data[:length])
     with pytest.raises(PayloadError, match="not a payload"):
-        DECODE[kind](np.append(data, np.uint8(0)))
+        DECODE[kind](data + b"\0")
 
 
 # --- fuzz ---
@@ -724,18 +722,18 @@ def edited(data: bytes, edits: list[Edit]) -> bytes:
 @given(st.sampled_from(sorted(GOOD)), EDITS)
 @settings(deadline=None, max_examples=1500)
 def test_edited_messages_are_refused_or_keep_the_contract(kind: str, edits: list[Edit]) -> None:
-    survives(np.frombuffer(edited(forged(kind).tobytes(), edits), np.uint8))
+    survives(edited(forged(kind), edits))
 
 
 @given(st.sampled_from(sorted(GOOD)), st.data())
 @settings(deadline=None, max_examples=1500)
 def test_edited_values_are_refused_or_keep_the_contract(kind: str, data: st.DataObject) -> None:
     """As above, past safetensors' own checks: only the numbers of the arrays change."""
-    message = forged(kind).copy()
-    start = 8 + int.from_bytes(message[:8].tobytes(), "little")
+    message = bytearray(forged(kind))
+    start = 8 + int.from_bytes(message[:8], "little")
     for _ in range(data.draw(st.integers(1, 3))):
         message[data.draw(st.integers(start, len(message) - 1))] = data.draw(st.integers(0, 255))
-    survives(message)
+    survives(bytes(message))
 
 
 JSON = st.recursive(
@@ -764,4 +762,4 @@ def test_forged_parts_are_refused_or_keep_the_contract(kind: str, data: st.DataO
 def test_noise_is_refused(data: bytes) -> None:
     for decode in DECODE.values():
         with pytest.raises(PayloadError, match="not a payload"):
-            decode(np.frombuffer(data, np.uint8))
+            decode(data)

@@ -22,7 +22,7 @@ from fedkd import config, payload
 from scenarios.bench.clock import Clock
 from scenarios.grids import flower, inline
 from server.app import make_app
-from server.calls import POLL_S, ask
+from server.calls import POLL_S, ask, record_of
 from server.events import Event
 
 PATHS = ("raw", "server")
@@ -75,7 +75,7 @@ def evaluate(message: Message, context: Context) -> Message:
 def _reply(message: Message, data: payload.Bytes | None = None) -> Message:
     content = RecordDict({"metrics": MetricRecord()})
     if data is not None:
-        content["payload"] = ArrayRecord({"bytes": Array(data)})
+        content["payload"] = record_of(data)
     return Message(content, reply_to=message)
 
 

@@ -154,7 +154,7 @@ def test_a_repeated_message_is_answered_again_and_charged_once(name: str) -> Non
         assert ("payload" in first.content) == ("payload" in again.content)
         if "payload" in first.content:
             one, other = (
-                reply.content.array_records["payload"]["bytes"].numpy() for reply in (first, again)
+                reply.content.array_records["payload"]["bytes"].data for reply in (first, again)
             )
             assert np.array_equal(one, other)
             n_answers += 1

@@ -282,7 +282,7 @@ for i in range(10**6):
 
 
 def test_nothing_is_sealed_without_a_receipt() -> None:
-    data = np.zeros(3, np.uint8)
+    data = bytes(3)
     ledger = Ledger()
     with pytest.raises(FedkdError, match="nothing leaves a client without an entry"):
         seal(data, client=1, round_=2)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord
+from flwr.app import Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
@@ -22,6 +22,7 @@ from scenarios.grids.local import serve
 from scenarios.grids.nodes import partition_of
 from server import condense
 from server.app import make_app as make_server
+from server.calls import record_of
 from server.events import Event
 from server.exchanges import SoftLabels
 from server.hearing import Sizes
@@ -155,16 +156,16 @@ def truth(message: Message, reply: Message) -> None:
 
 
 def garbage(message: Message, reply: Message) -> None:
-    reply.content["payload"] = ArrayRecord({"bytes": Array(np.arange(100, dtype=np.uint8))})
+    reply.content["payload"] = record_of(bytes(range(100)))
 
 
 def impostor(message: Message, reply: Message) -> None:
     """The answers of client 1 in the name of client 0."""
-    data = reply.content.array_records["payload"]["bytes"].numpy().tobytes()
+    data = reply.content.array_records["payload"]["bytes"].data
     forged = data.replace(b'"client": 1', b'"client": 0')
     assert forged != data
-    payload_ = np.frombuffer(forged, np.uint8)
-    reply.content["payload"] = ArrayRecord({"bytes": Array(payload_)})
+    payload_ = forged
+    reply.content["payload"] = record_of(payload_)
 
 
 def nothing(message: Message, reply: Message) -> None:
@@ -189,7 +190,7 @@ def stuff(message: Message, reply: Message) -> None:
     clients = np.arange(100, dtype=np.int32)
     votes = payload.Votes(total, np.array([100], np.int32))
     forged = payload.Partial(round_, clients, np.array([0], np.int32), votes)
-    reply.content["payload"] = ArrayRecord({"bytes": Array(payload.encode_partial(forged))})
+    reply.content["payload"] = record_of(payload.encode_partial(forged))
     reply.content[condense.HEARD] = MetricRecord({condense.BYTES: 1, "accepted": 1.0})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+from flwr.app import ConfigRecord, Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 
 from clients.app import make_app
@@ -17,6 +17,7 @@ from fedkd.exchange.combine import Consensus
 from fedkd.sparse import Largest
 from scenarios.grids import inline
 from server.app import make_app as make_server
+from server.calls import record_of
 from server.events import Event
 from small_runs import small
 
@@ -51,20 +52,20 @@ def with_answer(lie: Lie) -> Callable[[Message, Message], Message | None]:
     """A lie about the answers: the payload is replaced."""
 
     def replace(message: Message, reply: Message) -> Message | None:
-        raw = reply.content.array_records["payload"]["bytes"].numpy()
+        raw = reply.content.array_records["payload"]["bytes"].data
         round_ = int(message.content.config_records["config"]["round"])
         answer = payload.decode_answer(
             raw, client=LIAR, round_=round_, n_samples=10**6, n_classes=10, simplex=True
         )
-        reply.content["payload"] = ArrayRecord({"bytes": Array(lie(answer))})
+        reply.content["payload"] = record_of(lie(answer))
         return reply
 
     return replace
 
 
 def bad_schema(answer: payload.Answer) -> payload.Bytes:
-    raw = payload.encode_answer(answer).tobytes()
-    return np.frombuffer(raw.replace(b'"schema": 2', b'"schema": 9'), dtype=np.uint8)
+    raw = payload.encode_answer(answer)
+    return raw.replace(b'"schema": 2', b'"schema": 9')
 
 
 LIES: dict[str, tuple[Lie, str]] = {
@@ -95,7 +96,7 @@ LIES: dict[str, tuple[Lie, str]] = {
         lambda a: payload.encode_answer(a._replace(values=a.values * 2)),
         "not a distribution",
     ),
-    "garbage": (lambda a: np.arange(100, dtype=np.uint8), "not a payload"),
+    "garbage": (lambda a: bytes(range(100)), "not a payload"),
 }
 
 
@@ -144,27 +145,27 @@ def test_a_sparse_answer_that_is_malformed_is_refused_before_any_row_is_added() 
     def reading(lie: Callable[[payload.SparseAnswer], payload.Bytes]) -> list[Event]:
         def replace(message: Message, reply: Message) -> Message:
             answer = payload.decode_sparse_answer(
-                reply.content.array_records["payload"]["bytes"].numpy(),
+                reply.content.array_records["payload"]["bytes"].data,
                 client=LIAR,
                 round_=int(message.content.config_records["config"]["round"]),
                 n_samples=10**6,
                 n_classes=10,
                 coding=Largest(3),
             )
-            reply.content["payload"] = ArrayRecord({"bytes": Array(lie(answer))})
+            reply.content["payload"] = record_of(lie(answer))
             return reply
 
         return play(replace, method=top_k)
 
     def last_row_raised(answer: payload.SparseAnswer) -> payload.Bytes:
         (dense,) = answer.blocks()
-        data = payload.encode_sparse_answer(dense, Largest(3), np.random.default_rng(0)).copy()
+        data = payload.encode_sparse_answer(dense, Largest(3), np.random.default_rng(0))
         values = answer.arrays["values"]
         raised = values.copy()
         raised[-1] += 1
-        forged = data.tobytes().replace(values.tobytes(), raised.tobytes())
-        assert forged != data.tobytes()
-        return np.frombuffer(forged, np.uint8)
+        forged = data.replace(values.tobytes(), raised.tobytes())
+        assert forged != data
+        return forged
 
     def densely(answer: payload.SparseAnswer) -> payload.Bytes:
         (dense,) = answer.blocks()
