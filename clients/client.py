@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedkd import training
 from fedkd.config import Scenario
@@ -18,6 +18,8 @@ from fedkd.data.federation import Federation
 from fedkd.models.zoo import Classifier, Shape, build
 from fedkd.payload import Pool
 from fedkd.rng import stream, torch_stream
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ class Client:
         if state is None:
             init = torch_stream(self.seed, "client", 0, self.id, "init")
             return build(*kind, init, train.x.dtype).to(self.device)
-        model = copy.deepcopy(_skeleton(*kind, train.x.dtype))
+        model = _twin(_skeleton(*kind, train.x.dtype))
         weights = {name: self._own(weight) for name, weight in model_part(state).items()}
         model.load_state_dict(weights, assign=True)
         return model
@@ -77,6 +79,16 @@ def _skeleton(name: str, shape: Shape, n_classes: int, dtype: torch.dtype) -> Cl
     """A model without weights: drawing some for each message, to be replaced, would take longer."""
     with torch.device("meta"):
         return build(name, shape, n_classes, torch.Generator(), dtype)
+
+
+def _twin(module: Model) -> Model:
+    """A module like this one, with the same parameters; a deep copy takes 20 times as long."""
+    twin = module.__class__.__new__(module.__class__)
+    for name, value in module.__dict__.items():
+        twin.__dict__[name] = value.copy() if isinstance(value, dict | list) else value
+    for name, child in module.named_children():
+        twin._modules[name] = _twin(child)
+    return twin
 
 
 @dataclass(frozen=True, eq=False)
