@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fedkd import config
 from fedkd.errors import FedkdError
-from scenarios import budget_text, simulate
+from scenarios import budget_text, memory, simulate
 from scenarios.bench.suite import suite
 from scenarios.budget import forecast, on_target, unit_of, ways_to
 from scenarios.catalogue import catalogue
@@ -215,6 +215,7 @@ def _summary(result: Result, report_path: Path) -> dict[str, object]:
 
 def main() -> None:
     """The entry point: a FedkdError becomes one line on stderr and exit code 2."""
+    memory.keep()
     try:
         app()
     except FedkdError as error:

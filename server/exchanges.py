@@ -201,6 +201,7 @@ class Weights(Single):
         # Torch's parameters_to_vector refuses weights in channels-last memory.
         self._weights = torch.cat([w.detach().flatten() for w in model.parameters()]).numpy()
         self._average = WeightAverage()
+        self._scenario = job.scenario
 
     def ask(self, round_: int, talk: Talk) -> payload.Bytes | None:
         """The weights so far."""
@@ -218,10 +219,15 @@ class Weights(Single):
         return {}
 
     def tell(self, round_: int, talk: Talk) -> Told:
-        """The new average, or the old one if nobody answered."""
+        """The new average, or the old one if nobody answered; nothing if nobody is to measure it.
+
+        The next round starts from it in any case.
+        """
         average = self._average.finish()
         if average is not None:
             self._weights = average
+        if not self._scenario.measures(round_):
+            return None, {}
         return payload.encode_weights(self._weights, -1, round_), {}
 
     def arrays(self) -> Arrays:

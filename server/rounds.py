@@ -45,6 +45,7 @@ def play(
 ) -> None:
     """One round: `train`, then `evaluate`; one event for each who takes part and one for all.
 
+    Where there is nothing to learn from the others and nothing to measure, `evaluate` is left out.
     Who takes part for the first time gets the proxy pool before that.
     """
     start = time.perf_counter()
@@ -123,14 +124,15 @@ def play(
 
     verdict, said = exchange.tell(round_, talk)
     content = job.content(round_, roster.digest, verdict)
-    for reply in ask(grid, nodes, content, "evaluate", timeout_s):
+    needed = verdict is not None or job.scenario.measures(round_)
+    for reply in ask(grid, nodes if needed else {}, content, "evaluate", timeout_s):
         down += _size(verdict)
         try:
             reports[reply.client] |= _metrics(reply)
             n_heard += 1
         except PayloadError as error:
             refuse("evaluate", reply.client, str(error))
-    if n_heard == 0:
+    if needed and n_heard == 0:
         raise FedkdError(f"no client got through round {round_}; the first said: {failures[0]}")
     for client, report in reports.items():
         log.emit("client", round=round_, client=client, **report)

@@ -25,6 +25,7 @@ from fedkd.config import Grid
 from fedkd.data.dataset import as_input
 from fedkd.exchange.score import KMeans
 from fedkd.rng import stream, torch_stream
+from scenarios import memory
 from scenarios.bench import loops, messages, work
 from scenarios.bench.clock import Clock
 from scenarios.bench.machine import resident_bytes
@@ -91,6 +92,7 @@ def fit_filter(k: int, n: int, n_rounds: int) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     """Do what the arguments say, and print what was measured."""
     torch.set_num_threads(1)
+    memory.keep()
     match arguments:
         case ["work", folder, name]:
             told = carry(Path(folder), name)

@@ -2,7 +2,7 @@
 
 Batches are slices of a permutation and memory is channels-last, as in `fedkd.training`. With
 several processes each takes every so-many-th client, with one thread and glibc's memory kept
-(`scenarios.grids.workers.MALLOC`): the best plain loop that we know of.
+(`scenarios.memory`): the best plain loop that we know of.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from fedkd.models import zoo
 from fedkd.models.zoo import Classifier
 from fedkd.rng import stream, torch_stream
 from fedkd.training import EVALUATION_BATCH
+from scenarios import memory
 from scenarios.bench.clock import Clock
 from scenarios.bench.work import BATCH, RATE, Work, read
-from scenarios.grids.workers import MALLOC
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -104,7 +104,7 @@ def bare(folder: Path, n_processes: int) -> dict[str, Any]:
             weights = _next(work, weights, [play(work, parts, clients, round_, weights)])
             clock.tick()
         return clock.report(work.clients)
-    os.environ.update(MALLOC)  # read by the processes when they start
+    os.environ.update(memory.VARIABLES)  # read by the processes when they start
     context = multiprocessing.get_context("spawn")
     links: list[Connection] = []
     processes = []

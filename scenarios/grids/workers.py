@@ -16,17 +16,10 @@ from typing import Any
 from flwr.serverapp import ServerApp
 
 from fedkd.config import Grid, Scenario
+from scenarios import memory
 from scenarios.grids.carrier import Answer, Greeting
 from scenarios.grids.dealer import Block
 from scenarios.grids.pool import PoolGrid, Worker, WorkerDied, run_on
-
-# glibc gives every large tensor back to the kernel and asks for it again; kept, a small CNN trains
-# up to 1.5 times as fast. Read once, when a process starts.
-MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
 
 
 @dataclass(frozen=True)
@@ -94,7 +87,7 @@ def _hear(worker: Worker[Link]) -> Any:
 
 def process_variables(threads: int) -> dict[str, str]:
     """What a worker's process has in its environment, here or under Ray."""
-    return {**MALLOC, "OMP_NUM_THREADS": str(threads)}
+    return {**memory.VARIABLES, "OMP_NUM_THREADS": str(threads)}
 
 
 def import_path() -> dict[str, str]:

@@ -17,7 +17,9 @@ def test_twins_share_nothing_that_one_may_change(name: str) -> None:
     """Two shells of one skeleton get other weights and a hook, as Opacus sets them."""
     text = name in TEXT_MODELS
     shape, dtype = ((1, 1, 16), torch.int16) if text else ((1, 28, 28), torch.float32)
-    x = (torch.arange(64) % 10).view(4, 1, 1, 16) if text else torch.linspace(0, 1, 3136).view(4, 1, 28, 28)
+    x = torch.linspace(0, 1, 3136).view(4, 1, 28, 28)
+    if text:
+        x = (torch.arange(64) % 10).view(4, 1, 1, 16)
     skeleton = build(name, shape, 10, torch.Generator().manual_seed(0), dtype).eval()
     untouched = copy.deepcopy(skeleton)
     twins = [_twin(skeleton), _twin(skeleton)]
@@ -36,3 +38,13 @@ def test_twins_share_nothing_that_one_may_change(name: str) -> None:
     twins[0].train()
     assert not any(module.training for module in twins[1].modules())
     assert all(isinstance(module, nn.Module) for module in twins[1].modules())
+
+
+def test_twins_of_a_module_that_keeps_its_weights_in_a_list_too() -> None:
+    one, other = (_twin(nn.GRU(3, 4)) for _ in range(2))
+    shell = nn.GRU(3, 4)
+    twins = [_twin(shell), _twin(shell)]
+    for twin, like in zip(twins, (one, other), strict=True):
+        twin.load_state_dict(like.state_dict(), assign=True)
+    x = torch.ones(2, 3)
+    assert all(torch.equal(t(x)[0], o(x)[0]) for t, o in zip(twins, (one, other), strict=True))

@@ -106,7 +106,7 @@ def test_the_bare_loop_learns_what_a_client_learns(folders: dict[str, Path], nam
 def test_two_processes_do_the_same_work(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for variable in loops.MALLOC:
+    for variable in loops.memory.VARIABLES:
         monkeypatch.setenv(variable, "0")  # so that it is put back
     what, parts = CNN, loops.load(folders["cnn"])
     start = {key: w.numpy() for key, w in loops.new_model(what, parts).state_dict().items()}
