@@ -4,8 +4,8 @@
 protection and epsilon (one seed unless `--seeds`), and writes a table to stdout and a plot to
 `--plot`. 10 clients of about 4,900 images, MLP, public proxy set of 6,000, four rounds.
 Epsilon is at delta 1e-5. Of a record (add or remove): DP-SGD, and the private filter, which has a
-quarter of a common budget. Of a whole client (replace): noised answers, through an open gate, so
-that the accept mask tells nothing. `none` is no protection.
+quarter of a common budget. Of a whole client (replace): noised answers and drawn labels, through an
+open gate, so that the accept mask tells nothing; at infinity these are plain answers and top-1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from fedkd import config
-from scenarios.report.figures import figure, png
+from scenarios.budget import on_target
+from scenarios.report.figures import figure, label, png
 from scenarios.results import Result
 from scenarios.simulate import simulate
 
@@ -49,12 +50,21 @@ def noised(name: str, epsilon: float) -> dict[str, Any]:
     return {} if math.isinf(epsilon) else {"release": {"name": name, "epsilon": epsilon}}
 
 
+def drawn(release: dict[str, Any], epsilon: float) -> dict[str, Any]:
+    """A label drawn for each sample, its noise to be calibrated; without noise, the likeliest."""
+    return {"release": {"name": "top-1"} if math.isinf(epsilon) else release, "unit": "client"}
+
+
+SAMPLED: dict[str, Any] = {"name": "sampled-label"}
+RESPONSE: dict[str, Any] = {"name": "randomised-response", "epsilon": 1.0}
 PROTECTIONS = {
     "DP-SGD + private filter": lambda e: dp_sgd(0.75 * e) | private_filter(0.25 * e),
     "DP-SGD alone": dp_sgd,
     "private filter alone": private_filter,
     "Gaussian answers (client)": lambda e: noised("gaussian", e),
     "Laplace answers (client)": lambda e: noised("laplace", e),
+    "sampled labels (client)": lambda e: drawn(SAMPLED, e),
+    "randomised response (client)": lambda e: drawn(RESPONSE, e),
 }
 
 
@@ -62,7 +72,7 @@ def scenario(split: str, protection: str, epsilon: float, given: Any) -> config.
     """One cell of the table."""
     open_ = "client" in protection
     local = LARGE_BATCHES if protection.startswith("DP-SGD") else {}
-    return config.parse(
+    what = config.parse(
         {
             "name": "private",
             "seeds": list(range(1, given.seeds + 1)),
@@ -80,6 +90,8 @@ def scenario(split: str, protection: str, epsilon: float, given: Any) -> config.
             "grid": {"name": "workers", "workers": given.workers},
         }
     )
+    calibrates = "labels" in protection or "response" in protection
+    return on_target(what, epsilon) if calibrates and math.isfinite(epsilon) else what
 
 
 def accuracy(what: config.Scenario) -> tuple[float, float]:
@@ -96,26 +108,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--plot", type=Path, default=Path("private.png"))
+    parser.add_argument(
+        "--plot", type=Path, default=Path("private.png"), help="a file for each split"
+    )
     given = parser.parse_args()
-    plot, axes = figure(9, 4, "Accuracy against epsilon (delta 1e-5)")
     heads = [f"epsilon {epsilon:g}" for epsilon in EPSILONS]
-    for split, style in zip(given.split, ("-", "--"), strict=False):
+    for split in given.split:
+        plot, axes = figure(9, 4, f"Accuracy against epsilon (delta 1e-5), split {split}")
         print(f"\n| {split} | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
-        for at, protection in enumerate(PROTECTIONS):
-            rows = [accuracy(scenario(split, protection, e, given)) for e in EPSILONS]
-            cells = [f"{100 * mean:.1f} ± {100 * sd:.1f}" for mean, sd in rows]
+        for protection in PROTECTIONS:
+            found = [accuracy(scenario(split, protection, e, given)) for e in EPSILONS]
+            cells = [f"{100 * mean:.1f} ± {100 * sd:.1f}" for mean, sd in found]
             print(f"| {protection} | {' | '.join(cells)} |", flush=True)
-            places = [*range(len(EPSILONS))]
-            line = [100 * mean for mean, _ in rows]
-            name = f"{protection}, {split}"
-            axes.plot(places, line, style, color=f"C{at}", marker="o", label=name)
-    axes.set_xticks(range(len(EPSILONS)), [f"{e:g}" for e in EPSILONS])
-    axes.set_xlabel("epsilon")
-    axes.set_ylabel("accuracy, %")
-    axes.legend(fontsize=7, bbox_to_anchor=(1.02, 1), loc="upper left", frameon=False)
-    given.plot.write_bytes(png(plot))
-    print(f"\nplot: {given.plot}")
+            means, sds = (100 * np.array(column) for column in zip(*found, strict=True))
+            axes.errorbar(range(len(EPSILONS)), means, sds, marker="o", capsize=2, label=protection)
+        axes.set_xticks(range(len(EPSILONS)), [f"{e:g}" for e in EPSILONS])
+        label(axes, "epsilon", "accuracy, %")
+        axes.legend(fontsize=7, bbox_to_anchor=(1.02, 1), loc="upper left", frameon=False)
+        path = given.plot.with_stem(f"{given.plot.stem}-{split}")
+        path.write_bytes(png(plot))
+        print(f"\nplot: {path}", flush=True)
 
 
 if __name__ == "__main__":
