@@ -5,9 +5,9 @@ there of the secret's tokens shows whether they have seen it. No model is needed
 consensus, is read as it is. Empirical; compare with `privacy.audit.exposure`, which asks the
 model.
 
-What is ranked, precisely. At place k of the secret the upload holds p_k = p(. | prefix, the *true*
-tokens before k), and nothing of what it would be after other tokens. So the loss of the true secret,
-the sum over places of -ln p_k(true), is exact, but another secret's is known only up to where it
+What is ranked, precisely. At place k of the secret the upload holds p(. | prefix, the *true* tokens
+before k), and nothing of what it would be after other tokens. So the loss of the true secret, the
+sum over places of -ln p(its token), is exact, but another secret's is known only up to where it
 first differs. Two ranks follow, with ties counted against the secret:
 
 * `least`: the lowest exposure that the upload allows; never above that of a model that answers so.
@@ -63,7 +63,7 @@ def positions(canary: Canary, record: int, length: int, tokens: Tokens) -> NDArr
 def undo_temperature(soft: Floats, temperatures: Floats | float) -> Floats:
     """Soft labels [k, classes] as they were before a temperature, one number or [k].
 
-    softmax(z / T) ^ T is softmax(z) once it is normalised. What clipping, pooling or noise took away
+    softmax(z / T) ^ T is softmax(z) once it is normalised. What clipping, pooling or noise took
     stays away; average several uploads first (`uploads.mean_rows`), so that noise grows less.
     """
     heat = np.broadcast_to(np.asarray(temperatures, np.float64), len(soft))[:, None]
@@ -75,15 +75,16 @@ def undo_temperature(soft: Floats, temperatures: Floats | float) -> Floats:
 def readout(soft: Floats, canary: Canary, tokens: Tokens) -> Readout:
     """The exposure of a canary in soft labels at its `positions`.
 
-    Shapes: soft float64 [k, classes], a row for each token of the secret; NaN rows were not answered.
+    Shapes: soft float64 [k, classes], distributions, a row for each token of the secret; rows of
+    NaN were not answered. Take the softmax of uploads that are logits.
     """
     blanks = FORMATS[canary.format].blanks
     secret = encode(canary.secret, tokens)
     losses, true = [], []
     for row, symbols, token in zip(soft, blanks, secret, strict=True):
         choices = encode(symbols, tokens)
-        unknown = bool(np.isnan(row).any())
-        losses.append(np.full(len(choices), np.log(len(choices))) if unknown else -_logs(row)[choices])
+        uniform = np.full(len(choices), np.log(len(choices)))
+        losses.append(uniform if np.isnan(row).any() else -_logs(row)[choices])
         true.append(int(np.flatnonzero(choices == token)[0]))
     size = FORMATS[canary.format].size
     total = np.zeros(1)

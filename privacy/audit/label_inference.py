@@ -38,7 +38,8 @@ def mean(answers: Sequence[Answer], labels: Ints, n_classes: int) -> Floats:
     Source: Shi, Ouyang, Wang 2025, arXiv:2502.08001, label-distribution inference. It takes a proxy
     set with as many samples of each class for granted.
     """
-    return _normalised(np.mean([values.mean(axis=0, dtype=np.float64) for _, values in answers], axis=0))
+    means = [values.mean(axis=0, dtype=np.float64) for _, values in answers]
+    return _normalised(np.mean(means, axis=0))
 
 
 def most_likely(answers: Sequence[Answer], labels: Ints, n_classes: int) -> Floats:
@@ -71,8 +72,8 @@ def calibrated(answers: Sequence[Answer], labels: Ints, n_classes: int) -> Float
     rounds, in which models still confuse, tell most. A class without answers has probability 0.
 
     Source: after Black Box Shift Estimation (Lipton et al. 2018, arXiv:1802.03916), which solves
-    M p = mean soft label. That finds the classes of the *proxy set*, which are known: the client's
-    mean soft label there is M times the proxy's distribution by construction. Hence the fixed point.
+    M p = mean soft label. That would find the classes of the *proxy set*, which are known: its mean
+    soft label is M times its own distribution by construction. Hence the fixed point.
     """
     columns = _confusions(answers, labels, n_classes)
     answered = np.flatnonzero(~np.isnan(np.stack(columns)).any(axis=1).all(axis=0))

@@ -64,7 +64,7 @@ def holding_auc(shares: Floats, held: Bools) -> float:
 
 
 def nearest(samples: Floats, records: Floats) -> Floats:
-    """The Euclidean distance float64 [n] of each of samples [n, d] to the nearest of records [m, d].
+    """The Euclidean distance float64 [n] of samples [n, d] to the nearest of records [m, d].
 
     Below the threshold that the auditor sets, a sample is a near-duplicate of a member.
     """

@@ -5,9 +5,9 @@ the hidden width, however many words there are. Soft labels show it too: their l
 logits up to a constant a row. Empirical: exact for answers as they are, or at any temperature;
 noise, truncation and coarse rounding of soft labels hide it (tests/privacy/test_spectrum.py).
 
-Source: Carlini et al. 2024, arXiv:2403.06634, sections 3 and 4. Deviations: rows are centred, since
-soft labels do not tell their constant, and columns are too, so that a bias, which adds 1 to the rank
-there, adds nothing here.
+Source: Carlini et al. 2024, arXiv:2403.06634. Deviations: rows are centred, since soft labels do
+not tell their constant, and columns are too, so that a bias, which would add 1 to the rank, adds
+nothing. Take one round of one client: the head changes between rounds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Spectrum:
     rounding, leaves at 0."""
     width: int | None
     """How many come before the largest gap: the hidden width, or one less where a LayerNorm comes
-    before the head, which spends one dimension. None without a gap of `GAP`, or if vacuous."""
+    before the head, which spends one dimension. None without a gap of `GAP`, or if vacuous.
+    Of answers that are truncated or rounded, words that are never told make a gap of their own:
+    only a small `head_residual` says that a width is the model's."""
     gap: float
     """The ratio of the singular values on both sides of the largest gap; 1 without any."""
     basis: Floats
@@ -76,7 +78,7 @@ def spectrum(values: Values, hidden: int) -> Spectrum:
     rows = known.astype(np.float64)
     rows -= rows.mean(axis=1, keepdims=True)
     rows -= rows.mean(axis=0)
-    # The triangle of a QR has the same singular values and right vectors, at a fraction of the size.
+    # The triangle of a QR has the same singular values and right vectors, and is far smaller.
     _, singular, right = np.linalg.svd(np.linalg.qr(rows, mode="r"), full_matrices=False)
     # Centring takes a dimension of both. Below what rounding can tell from 0, ratios mean nothing.
     singular = singular[: min(n, n_classes) - 1]
@@ -95,8 +97,8 @@ def spectrum(values: Values, hidden: int) -> Spectrum:
 def head_angles(basis: Floats, head: Floats) -> Floats:
     """The principal angles in radians, largest first, of a recovered basis and the true head.
 
-    Shapes: basis [classes, k]; head [classes, hidden], whose columns are centred first, as soft labels
-    show no constant; returns float64 [min(k, hidden)]. All 0: one space holds the other.
+    Shapes: basis [classes, k]; head [classes, hidden], whose columns are centred first, as soft
+    labels show no constant; returns float64 [min(k, hidden)]. All 0: one space holds the other.
     Raises: ValueError for an empty basis.
     """
     angles: Floats = subspace_angles(basis, head - head.mean(axis=0))
@@ -106,8 +108,8 @@ def head_angles(basis: Floats, head: Floats) -> Floats:
 def head_residual(basis: Floats, head: Floats) -> float:
     """The share of the centred head's squared norm that lies outside the recovered space, 0 to 1.
 
-    0: the head is recovered up to an invertible transform. k of `classes` - 1 random dimensions leave
-    1 - k / (classes - 1) outside, on average.
+    0: the head is recovered up to an invertible transform. k random dimensions of the `classes` - 1
+    leave 1 - k / (classes - 1) outside, on average.
     """
     centred = head - head.mean(axis=0)
     outside = centred - basis @ (basis.T @ centred)
