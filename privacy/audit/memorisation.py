@@ -44,11 +44,10 @@ def foretold(model: Classifier, texts: Tensor) -> Bools:
     """
     reader(model, texts.shape[1] - 1)
     model.eval()
-    device = next(model.parameters()).device
     found = []
-    for block in torch.split(texts.to(device), BLOCK):
+    for block in torch.split(texts, BLOCK):
         found.append(text_logits(model, block[:, :-1]).argmax(dim=2) == block[:, 1:])
-    return np.asarray(torch.cat(found).cpu().numpy())
+    return np.asarray(torch.cat(found).numpy())
 
 
 def memorised(hits: Bools, prefix: int = 50, suffix: int = 50) -> Bools:
@@ -147,8 +146,9 @@ def overlap(first: Bools, second: Bools) -> Overlap:
 
 
 def text_logits(model: Classifier, texts: Tensor) -> Tensor:
-    """Logits [n, k, classes] of tokens int64 [n, k]."""
-    return predict(model, texts[:, None, None, :])
+    """Logits [n, k, classes] of tokens int64 [n, k], both in the CPU's memory."""
+    device = next(model.parameters()).device
+    return predict(model, texts[:, None, None, :].to(device)).cpu()
 
 
 def reader(model: Classifier, n_tokens: int) -> Reader:
