@@ -68,8 +68,9 @@ def calibrated(answers: Sequence[Answer], labels: Ints, n_classes: int) -> Float
     as often as it is there. If samples of one class look the same at the client and in the proxy
     set, that says M p = p of the client's distribution p. All rounds together give
     argmin over the simplex of mean_r ||(M_r - I) p||^2 + RIDGE^2 ||p - balanced||^2.
-    Where classes are hardly ever confused M is near I, and only the pull says which p; early
-    rounds, in which models still confuse, tell most. A class without answers has probability 0.
+    Where classes are hardly ever confused M is near I, and only the pull says which p; rounds in
+    which models still confuse tell most. Before a client has learnt its bias (an epoch or two), it
+    tells little. A class without answers has probability 0.
 
     Source: after Black Box Shift Estimation (Lipton et al. 2018, arXiv:1802.03916), which solves
     M p = mean soft label. That would find the classes of the *proxy set*, which are known: its mean

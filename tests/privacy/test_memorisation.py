@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_a_shorter_suffix_is_never_harder() -> None:
     whole, _ = whole_texts(*texts())
     hits = foretold(taught("gru", 20), whole)
     found = [memorised(hits, 50, suffix) for suffix in (1, 5, 20, 50)]
-    for shorter, longer in zip(found, found[1:], strict=False):
+    for shorter, longer in pairwise(found):
         assert not (longer & ~shorter).any()
     assert found[0].sum() > found[-1].sum()
 
