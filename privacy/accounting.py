@@ -128,11 +128,9 @@ def deltas(
         found = norm.cdf(mu / 2 - epsilons / mu) - np.exp(epsilons + far)
     elif (whole := _composed(merged)) is not None:
         found = np.asarray(whole.get_delta_for_epsilon(epsilons), dtype=np.float64)
-        found = np.where(epsilons >= _pure_sum(merged), 0, found)
     else:
         found = np.array([compute_delta(ORDERS, _rdp_sum(merged), e)[0] for e in epsilons])
-    clipped: NDArray[np.float64] = np.clip(found, 0, 1)
-    return clipped
+    return np.where(epsilons >= _pure_sum(merged), 0, np.clip(found, 0, 1))
 
 
 @lru_cache(maxsize=1024)

@@ -21,8 +21,8 @@ from privacy import totals
 from privacy.events import Protects
 from privacy.ledger import Release
 
-GRID = np.linspace(0, 50, 5001)
-"""Epsilons at which a profile is read: a hundredth apart costs less than 1e-4 of a TPR."""
+GRID = 50 * np.linspace(0, 1, 5001) ** 2
+"""Epsilons at which a profile is read, closer near 0: it costs less than 2e-5 of a TPR."""
 
 
 def best_tpr(fprs: ArrayLike, epsilon: float, delta: float) -> NDArray[np.float64]:
@@ -50,9 +50,12 @@ def best_tpr_of(
 def _ceiling(
     fprs: ArrayLike, epsilons: NDArray[np.float64], deltas: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    fpr = np.asarray(fprs, dtype=np.float64)[:, None]
-    with np.errstate(divide="ignore", over="ignore"):
+    def least(fpr: float) -> float:
         few = np.exp(epsilons + np.log(fpr)) + deltas
-    many = 1 - np.exp(-epsilons) * (1 - deltas - fpr)
-    least: NDArray[np.float64] = np.clip(np.minimum(few, many).min(axis=1), 0, 1)
-    return least
+        many = 1 - np.exp(-epsilons) * (1 - deltas - fpr)
+        return float(np.minimum(few, many).min())
+
+    with np.errstate(divide="ignore", over="ignore"):
+        found = [least(fpr) for fpr in np.asarray(fprs, dtype=np.float64)]
+    clipped: NDArray[np.float64] = np.clip(found, 0, 1)
+    return clipped

@@ -118,11 +118,14 @@ def from_scores(
         np.round(curve.fpr * curve.n_nonmembers),
         curve.n_members,
         curve.n_nonmembers,
-        claim,
+        # As if all were tested: else the extreme ones, which a few scores decide, look best.
+        claim.alpha / len(curve.thresholds),
+        claim.delta,
     )
     threshold = curve.thresholds[int(np.argmax(found))]
     missed, wrong = (testing_in < threshold).sum(), (testing_out >= threshold).sum()
-    epsilon = float(_from_counts(missed, wrong, len(testing_in), len(testing_out), claim))
+    counts = (missed, wrong, len(testing_in), len(testing_out))
+    epsilon = float(_from_counts(*counts, claim.alpha, claim.delta))
     return LowerBound(
         epsilon=max(0.0, epsilon),
         claim=claim,
@@ -157,11 +160,16 @@ def from_rates(log_fpr: ArrayLike, fnr: ArrayLike, delta: float) -> NDArray[np.f
 
 
 def _from_counts(
-    missed: ArrayLike, wrong: ArrayLike, n_members: int, n_nonmembers: int, claim: Claim
+    missed: ArrayLike,
+    wrong: ArrayLike,
+    n_members: int,
+    n_nonmembers: int,
+    alpha: float,
+    delta: float,
 ) -> NDArray[np.float64]:
-    fnr = above(missed, n_members, claim.alpha / 2)
-    fpr = above(wrong, n_nonmembers, claim.alpha / 2)
-    return from_rates(np.log(fpr), fnr, claim.delta)
+    fnr = above(missed, n_members, alpha / 2)
+    fpr = above(wrong, n_nonmembers, alpha / 2)
+    return from_rates(np.log(fpr), fnr, delta)
 
 
 def from_rank(rank: int, size: int, claim: Claim, copies: int = 1) -> LowerBound:
