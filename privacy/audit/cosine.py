@@ -53,7 +53,9 @@ class Estimate:
 def estimate(cosines: NDArray[np.float64], dim: int, delta: float) -> Estimate:
     """The epsilon of a normal distribution fitted to `cosines` [n] against the null.
 
-    Empirical. Raises: FedkdError for a delta that is not above 0, fewer than two different cosines,
+    Empirical, and too high with few canaries, as delta looks far into tails that are fitted: for an
+    epsilon of 1.99 its median was 2.8 over 100 canaries and 2.3 over 1000.
+    Raises: FedkdError for a delta that is not above 0, fewer than two different cosines,
     or what is no cosine.
     """
     _check(cosines, dim)
