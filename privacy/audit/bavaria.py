@@ -8,14 +8,15 @@ A target's signals are normal with its own mean mu and variance s2. Over targets
 s2 ~ dof s0^2 / chi^2(dof) and mu | s2 ~ N(m0, s2 / weight): a normal-inverse-gamma prior. What is
 predicted for one more view is Student's t. The prior is fitted from the signals themselves:
 (dof, s0^2) to the mean and variance of ln of the sample variances (Smyth 2004, "Linear models and
-empirical Bayes methods", section 6.2), m0 and weight to those of the sample means. Equal variances
-give dof without end, then this is Co-op LiRA with pooled variance; wildly unequal ones give dof near
-0, then it is the one with Student's t.
+empirical Bayes methods", section 6.2), m0 and weight to those of the sample means. Variances that
+are all equal give dof without end: this is then Co-op LiRA with pooled variance. Wildly unequal
+ones give dof near 0: then it is nearly the one with Student's t.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -31,6 +32,14 @@ MOST_WEIGHT = 1e6
 """Of the prior, in references: then all targets share one mean."""
 
 
+class Predicted(NamedTuple):
+    """Student's t of each target [targets]."""
+
+    dof: Doubles
+    location: Doubles
+    scale: Doubles
+
+
 @dataclass(frozen=True)
 class Prior:
     """Over the mean and variance of a target's signals, fitted to all targets."""
@@ -41,17 +50,14 @@ class Prior:
     weight: float
     """How many references the prior's mean counts for."""
 
-    def predict(self, found: Moments) -> tuple[Doubles, Doubles, Doubles]:
-        """Degrees of freedom, location and scale [targets] of t, for one more view.
-
-        NaN locations where no reference answered.
-        """
+    def predict(self, found: Moments) -> Predicted:
+        """What one more view would say; NaN where no reference answered."""
         n, total = found.n, found.n + self.weight
         dof = self.dof + n
-        location = (self.weight * self.mean + n * found.mean) / total
+        location: Doubles = (self.weight * self.mean + n * found.mean) / total
         apart = self.weight * n / total * np.square(found.mean - self.mean)
         scale2 = (self.dof * self.variance + found.squares + apart) / dof * (1 + 1 / total)
-        return dof, location, np.maximum(np.sqrt(scale2), LEAST_SPREAD)
+        return Predicted(dof, location, np.maximum(np.sqrt(scale2), LEAST_SPREAD))
 
 
 def fit(found: Moments) -> Prior:
@@ -86,7 +92,7 @@ def bavaria(target: Doubles, references: Doubles, members: Flags | None = None) 
     return ratio
 
 
-def _predicted(signals: Doubles) -> tuple[Doubles, Doubles, Doubles]:
+def _predicted(signals: Doubles) -> Predicted:
     found = known_moments(signals)
     return fit(found).predict(found)
 

@@ -49,7 +49,7 @@ def coop_lira(
     """
     of_out = known_moments(references)
     sd = _pooled(of_out) if spread == "pooled" else _own(of_out)
-    z = (target - of_out.mean) / (sd * np.sqrt(1 + 1 / np.maximum(of_out.n, 1)))
+    z: Doubles = (target - of_out.mean) / (sd * np.sqrt(1 + 1 / np.maximum(of_out.n, 1)))
     return -log_survival_t(z, np.maximum(of_out.n - 1, 1)) if spread == "student-t" else z
 
 
@@ -65,7 +65,8 @@ def lira_offline(
     """
     out = references if members is None else without(references, members)
     centre, sd = _centre(out), _sd(out, fixed)
-    return -log_ndtr((centre - target) / sd)
+    surprise: Doubles = -log_ndtr((centre - target) / sd)
+    return surprise
 
 
 def lira_online(

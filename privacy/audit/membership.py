@@ -53,7 +53,7 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """A row of the table. `score` raises a FedkdError if evidence lacks something or is too thin."""
+    """A row of the table. `score` raises a FedkdError where evidence is missing or too thin."""
 
     name: str
     line: str
@@ -135,7 +135,7 @@ ROWS = (
     ),
     Attack(
         name="bavaria",
-        line="Bayesian Student's t: targets share what is known of their spread; for few references",
+        line="Bayesian Student's t: targets share what is known of spread; for few references",
         needs=("references",),
         source="after the abstract of arXiv:2603.11799; formulas ours",
         score=lambda has: bavaria.bavaria(has.target, has.get("references"), has.members),

@@ -37,7 +37,11 @@ def rmia(
     Deviation: the mean is over all OUT references of a target; there, over the largest of them.
     """
     if not (0 <= a <= 1 and gamma > 0):
-        raise FedkdError("RMIA needs other settings", value=(a, gamma), allowed="0 <= a <= 1, gamma > 0")
+        raise FedkdError(
+            "RMIA needs other settings",
+            value=f"a={a}, gamma={gamma}",
+            allowed="0 <= a <= 1, gamma > 0",
+        )
     of_z = _log_ratio(population, population_references, a)
     of_z = np.sort(of_z[~np.isnan(of_z)])
     if not len(of_z):
@@ -48,13 +52,15 @@ def rmia(
 
 
 def _log_ratio(view: Doubles, references: Doubles, a: float) -> Doubles:
-    return log_expit(view) - _log_reference(references, a)
+    ratio: Doubles = log_expit(view) - _log_reference(references, a)
+    return ratio
 
 
 def _log_reference(references: Doubles, a: float) -> Doubles:
     """ln((1 + a)/2 mean p + (1 - a)/2), from the mean of 1 - p where that is the small one."""
     wrong = averaged(expit(-references))
-    with np.errstate(divide="ignore"):  # ln 0 is meant: a reference without evidence; a = 1
+    # ln 0 is meant, where no reference has answered and where a is 1.
+    with np.errstate(divide="ignore", invalid="ignore"):
         known = ~np.isnan(references)
         logs = logsumexp(np.where(known, log_expit(references), -np.inf), axis=0)
         mean = logs - np.log(known.sum(axis=0))

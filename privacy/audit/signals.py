@@ -91,8 +91,8 @@ def agreement(values: ArrayLike, y: ArrayLike) -> Doubles:
     returns [...]. Source: ours.
     """
     rows = np.asarray(values, dtype=np.float64)
-    answered = ~np.isnan(rows).any(axis=-1)
-    hit = answered & (np.where(answered[..., None], rows, 0.0).argmax(axis=-1) == np.asarray(y))
+    answered = ~np.isnan(rows[..., 0])
+    hit = answered & (np.nan_to_num(rows).argmax(axis=-1) == np.asarray(y))
     hits, n = hit.sum(axis=0), answered.sum(axis=0)
     return np.where(n > 0, np.log(hits + 0.5) - np.log(n - hits + 0.5), np.nan)
 
