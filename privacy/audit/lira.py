@@ -88,11 +88,11 @@ def lira_online(
 def log_survival_t(t: Doubles, dof: Doubles | np.int64) -> Doubles:
     """ln P[T > t] of Student's t, also where P underflows.
 
-    Where t > sqrt(dof), from P = I_x(dof/2, 1/2) / 2 with x = dof / (dof + t^2), and
+    Where t > sqrt(dof) or 20, from P = I_x(dof/2, 1/2) / 2 with x = dof / (dof + t^2), and
     I_x(a, b) = x^a (1-x)^b F(a+b, 1; a+1; x) / (a B(a, b)); see DLMF 8.17.8.
     """
     t, dof = np.broadcast_arrays(np.asarray(t, float), np.asarray(dof, float))
-    far = t > np.sqrt(dof)
+    far = t > np.minimum(np.sqrt(dof), 20)
     found = stats.t.logsf(np.where(far, 0.0, t), dof)
     a, b = dof[far] / 2, 0.5
     x = 1 / (1 + t[far] ** 2 / dof[far])
