@@ -185,7 +185,7 @@ def test_one_peer_has_no_spread() -> None:
 
 @pytest.mark.parametrize("dof", [0.5, 1, 2, 8, 15, 100, 1e4])
 def test_survival_of_t_in_the_tail(dof: float) -> None:
-    """Against the incomplete beta function with 50 digits, on both sides of where the way changes."""
+    """Against the incomplete beta function with 50 digits, around where the way changes."""
     near = min(math.sqrt(dof), 20) * np.array([0.9999, 1.0001])
     t = np.sort([-50.0, -1.0, 0.0, 0.5, 2.0, *near, 35.0, 60.0, 99.0, 300.0, 1e6, 1e12])
     got = log_survival_t(t, np.full(t.shape, dof))
