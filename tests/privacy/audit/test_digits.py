@@ -38,7 +38,7 @@ def evidence(client: int, views: Doubles, public: Doubles) -> Evidence:
     ("name", "least"), [("coop-lira", 0.75), ("rmia", 0.72), ("bavaria", 0.75)]
 )
 def test_clients_models_tell_their_members(name: str, least: float) -> None:
-    """Measured: 0.83, 0.79 and 0.84, over 600 targets, where the threshold finds 0.78."""
+    """Measured: 0.83, 0.80 and 0.84, over 600 targets, where the threshold finds 0.78."""
     of = federation()
     public = of.signals(of.proxy.x, of.proxy.y)
     scores = np.concatenate(
@@ -48,8 +48,9 @@ def test_clients_models_tell_their_members(name: str, least: float) -> None:
         ]
     )
     assert auc(scores, member()) > least
-    shuffled = stream(1, "test").permutation(member())
-    assert auc(scores, shuffled) == pytest.approx(0.5, abs=3 * auc_error(shuffled))
+    draws = stream(1, "test")
+    shuffled = np.mean([auc(scores, draws.permutation(member())) for _ in range(100)])
+    assert shuffled == pytest.approx(0.5, abs=3 * auc_error(member()) / 10)
 
 
 def test_a_client_that_learnt_other_records_gives_nothing_away() -> None:
@@ -89,7 +90,7 @@ def students() -> list[Students]:
 def test_soft_labels_of_public_digits_tell_private_ones(
     name: str, students: list[Students]
 ) -> None:
-    """The copies, asked about records that no client ever answered. Measured: 0.79 and 0.77."""
+    """The copies, asked about records that no client ever answered. Measured: 0.79, 0.79."""
     of = federation()
     public = np.stack([averaged(each.signals(of.proxy.x, of.proxy.y.numpy())) for each in students])
     scores = []
@@ -100,7 +101,7 @@ def test_soft_labels_of_public_digits_tell_private_ones(
 
 
 def test_a_client_stands_out_from_its_own_students(students: list[Students]) -> None:
-    """Distillation LiRA as published: the client's model against students. Measured: 0.9."""
+    """Distillation LiRA as published: the client's model against students. Measured: 0.91."""
     of = federation()
     scores = [
         coop_lira(of.signals(x, y)[i], students[i].signals(x, y.numpy()))
