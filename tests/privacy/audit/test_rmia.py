@@ -87,3 +87,9 @@ def test_settings_and_population_are_checked() -> None:
             rmia(x, refs, x, refs, **setting)
     with pytest.raises(FedkdError, match="no public sample"):
         rmia(x, refs, x, refs * np.nan)
+
+
+def test_a_tie_is_no_favour() -> None:
+    """A target that the views treat as they treat every public sample is favoured over none."""
+    x, refs = np.ones(3), np.zeros((2, 3))
+    assert rmia(x, refs, x, refs).tolist() == [0, 0, 0]
