@@ -66,21 +66,6 @@ def phi_of_labels(
     return phi(temperature * np.log(clipped), y)
 
 
-def rows_at(ids: NDArray[np.integer], values: ArrayLike, wanted: Ids) -> Doubles:
-    """The rows [targets, classes] of an upload at the samples `wanted`, NaN where it has none.
-
-    Shapes: ids int [m], unique, in any order; values [m, classes]; wanted int64 [targets].
-    """
-    rows = np.asarray(values, dtype=np.float64)
-    found = np.full((len(wanted), rows.shape[1]), np.nan)
-    if len(ids):
-        order = np.argsort(ids)
-        place = np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)
-        there = ids[order[place]] == wanted
-        found[there] = rows[order[place[there]]]
-    return found
-
-
 def agreement(values: ArrayLike, y: ArrayLike) -> Doubles:
     """A signal from labels only: the log-odds that a round's arg-max is the label, ln(h+½)/(m+½).
 

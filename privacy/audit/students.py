@@ -79,7 +79,7 @@ def distilled(
 
     Shapes: x [records, c, h, w], the proxy set on the device to learn on; answers
     [records, classes], or [records, L, classes] of texts: what the client has uploaded, such as
-    `signals.averaged` of `signals.rows_at` over rounds, NaN where it never answered.
+    `signals.averaged` of `uploads.rows_at` over rounds, NaN where it never answered.
     Weights, parts and batches come from streams of (seed, client); so students of the same client
     are the same, whoever else is attacked.
     Raises: FedkdError where the client answered nothing, or share is not in (0, 1].

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
-from worlds import auc, auc_error, world
 
 from fedkd.errors import FedkdError
 from fedkd.rng import stream
 from privacy.audit.bavaria import Prior, bavaria, fit, predict
 from privacy.audit.lira import coop_lira
 from privacy.audit.signals import Doubles, moments
+from worlds import auc, auc_error, world
 
 TRUE = Prior(dof=6.0, variance=2.0)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from digit_clients import CLIENTS, federation, mlp
-from worlds import auc, auc_error
 
+from digit_clients import CLIENTS, federation, mlp
 from fedkd.config import Phase
 from fedkd.exchange.distill import KL
 from fedkd.rng import stream
@@ -15,6 +14,7 @@ from privacy.audit.lira import coop_lira
 from privacy.audit.membership import ATTACKS, Evidence
 from privacy.audit.signals import Doubles, Flags, averaged
 from privacy.audit.students import Students, clone, distilled, theft
+from worlds import auc, auc_error
 
 PHASE = Phase(epochs=30, learning_rate=0.003)
 

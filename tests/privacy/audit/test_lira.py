@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from worlds import World, auc, auc_error, world
 
 from fedkd.errors import FedkdError
 from fedkd.rng import stream
 from privacy.audit.lira import coop_lira, lira_offline, lira_online, log_survival_t
 from privacy.audit.signals import Doubles, without
+from worlds import World, auc, auc_error, world
 
 Spread = Literal["pooled", "per-target", "student-t"]
 SPREADS: tuple[Spread, ...] = ("pooled", "per-target", "student-t")

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from worlds import auc, auc_error, world
 
 from fedkd.errors import FedkdError
 from fedkd.rng import stream
 from privacy.audit.membership import ATTACKS, Evidence
 from privacy.audit.quantile import quantile
 from privacy.audit.signals import Flags
+from worlds import auc, auc_error, world
 
 
 def evidence(shift: float) -> tuple[Evidence, Flags]:

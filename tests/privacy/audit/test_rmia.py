@@ -8,12 +8,12 @@ import mpmath
 import numpy as np
 import pytest
 from scipy.special import expit
-from worlds import auc, auc_error, world
 
 from fedkd.errors import FedkdError
 from fedkd.rng import stream
 from privacy.audit.rmia import _log_reference, rmia
 from privacy.audit.signals import Doubles
+from worlds import auc, auc_error, world
 
 
 def slow(

@@ -21,7 +21,6 @@ from privacy.audit.signals import (
     moments,
     phi,
     phi_of_labels,
-    rows_at,
     without,
 )
 
@@ -83,17 +82,6 @@ def test_no_answer_and_no_label_are_no_evidence() -> None:
     got = phi(logits, [[0, 1, -100], [0, 1, 2]])
     assert np.isnan(got).tolist() == [[False, True, True], [False, False, False]]
     np.testing.assert_allclose(got[~np.isnan(got)], -math.log(3))
-
-
-@given(
-    st.lists(st.integers(0, 30), unique=True, max_size=12),
-    st.lists(st.integers(0, 30), max_size=12),
-)
-def test_rows_are_found_by_their_ids(ids: list[int], wanted: list[int]) -> None:
-    values = np.array([[i, -i] for i in ids], dtype=np.float32).reshape(-1, 2)
-    got = rows_at(np.array(ids, np.int32), values, np.array(wanted, np.int64))
-    slow = [[i, -i] if i in ids else [math.nan] * 2 for i in wanted]
-    np.testing.assert_array_equal(got, np.array(slow, dtype=float).reshape(-1, 2))
 
 
 def test_moments_and_averages_leave_out_what_is_missing() -> None:
