@@ -172,7 +172,7 @@ class Scenario(Section):
     partition: Partition = Strong()
     proxy: Proxy = Contributed()
     canaries: Canaries | None = None
-    """Sentences with made-up secrets in clients' texts, to see what leaks of them."""
+    """Made-up records in clients' data, to see what leaks of them."""
     model: Model = Model()
     method: MethodConfig = Field(default_factory=lambda: MethodConfig.model_validate({}))
     training: Training = Training()
