@@ -178,6 +178,10 @@ class Scenario(Section):
     training: Training = Training()
     privacy: Privacy = Privacy()
     grid: Grid = Grid()
+    audit: bool = False
+    """Whether the server records all that it hears and tells, for audits; it needs a run folder."""
+    audit_mb: int = Field(2000, ge=1)
+    """The most that the recording of one row and seed may take on disk, in megabytes."""
     references: tuple[str, ...] = ()
     """Rows that are run beside this one; see `REFERENCES`."""
 
