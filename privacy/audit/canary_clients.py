@@ -78,13 +78,14 @@ def cosine(direction: Matrix, consensus: Consensus) -> float:
     """
     told = _centred(consensus.values.astype(np.float64))
     length = float(np.linalg.norm(told))
-    if length == 0:
+    if length < 1e-12:  # rounding
         return 0.0
     return float((_unit(direction[consensus.ids]) * told).sum() / length)
 
 
 def _centred(values: Matrix) -> Matrix:
-    return values - values.mean(1, keepdims=True)
+    middle: Matrix = values.mean(1, keepdims=True)
+    return values - middle
 
 
 def _unit(values: Matrix) -> Matrix:
