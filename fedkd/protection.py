@@ -141,17 +141,24 @@ class RandomisedResponse(Section):
     """Of a whole client, for one answer."""
 
 
-TEXT_DEGREES = ("patterns", "rarity")
+PUBLIC_DEGREES = ("patterns", "rarity")
 """Degrees of privacy that are read off the proxy set's texts, so that everybody knows them."""
+TEXT_DEGREES = (*PUBLIC_DEGREES, "divergence", "memorization")
+"""Degrees of texts: the last two compare the client's model with one of the proxy set's texts."""
 
 
 class Swing(Section):
     """A temperature for each position by how private it is, and noise. Formulas are ours."""
 
     name: Literal["swing"] = "swing"
-    degree: Literal["patterns", "rarity", "classes", "density"] = "patterns"
+    degree: Literal["patterns", "rarity", "divergence", "memorization", "classes", "density"] = (
+        "patterns"
+    )
     private_classes: tuple[int, ...] = ()
     """Of the degree `classes` only."""
+    coefficients: tuple[float, float, float, float] = (-4.5, 0.0, 0.0, 0.0)
+    """Of `memorization` only: of a text's zlib entropy, perplexities of the public and the client's
+    model, and KL, standardised over the texts; only the first was published."""
     bound: float = Field(5.0, gt=0)
     t_min: float = Field(1.0, gt=0)
     t_max: float = Field(20.0, gt=0)

@@ -228,7 +228,7 @@ def claim_of_rows(privacy: Privacy, occasion: Occasion, rows: int, n_classes: in
             return _claim(response.cost(rows), "randomised response")
         case protection.Swing() as row:
             cost = swing_of(row, occasion.origin).cost(_degrees(row, occasion), n_classes)
-            return _claim(cost, f"swing by {row.degree}")
+            return _claim(cost, f"swing by {row.degree}, a {occasion.origin} degree")
         case _:
             return NOTHING
 

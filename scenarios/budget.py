@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clients import guard
+from clients import degrees
 from clients.client import Client, ProxySet
 from fedkd import protection, training
 from fedkd.config import Scenario
@@ -76,7 +76,7 @@ def prospects(scenario: Scenario, seed: int) -> list[Prospect]:
     virtual = scenario.partition.name == "virtual"
     looked_at = range(min(world.n_clients, MOST_VIRTUAL if virtual else MOST_CLIENTS))
     pool, positions = (0, 1) if not scenario.uses_pool else _pool(world)
-    degrees = _degrees(scenario, world) if scenario.method.exchange == "soft-labels" else None
+    known = _degrees(scenario, world) if scenario.method.exchange == "soft-labels" else None
     found, first = [], 0
     for i in looked_at:
         n_given = len(world.contributed[i])
@@ -93,7 +93,7 @@ def prospects(scenario: Scenario, seed: int) -> list[Prospect]:
                 samples=pool * positions,
                 rows=answers.stop - answers.start,
                 n_classes=world.train.n_classes,
-                degrees=None if degrees is None else degrees[answers],
+                degrees=None if known is None else known[answers],
             )
         )
     return found
@@ -109,14 +109,14 @@ def _pool(world: Federation) -> tuple[int, int]:
 def _degrees(scenario: Scenario, world: Federation) -> Tensor | None:
     """The degrees of all positions of the proxy set, where Swing uses some that all can compute."""
     row = scenario.privacy.release
-    if not isinstance(row, protection.Swing) or row.degree not in protection.TEXT_DEGREES:
+    if not isinstance(row, protection.Swing) or row.degree not in protection.PUBLIC_DEGREES:
         return None
     x = world.public_x
     if x is None:
         x = torch.cat([world.contribution(i)[0] for i in range(world.n_clients)])
     positions = x.shape[3] if world.train.is_text else 1
     nobody = torch.full((len(x),), -1, dtype=torch.int32).numpy()
-    return guard.public_degrees(ProxySet(training.inputs(x), nobody, positions), row, world.tokens)
+    return degrees.public(ProxySet(training.inputs(x), nobody, positions), row, world.tokens)
 
 
 def forecast(scenario: Scenario) -> Forecast:

@@ -121,7 +121,7 @@ def test_a_budget_that_something_covers_is_taken(
         (
             released("swing", degree="density"),
             {**TEXT, **OPEN},
-            "not one of text; got 'density'; allowed: patterns, rarity, classes",
+            "not one of text; got 'density'; allowed: patterns, rarity, divergence, memorization, classes",
         ),
         ({"filter": {"name": "dp-kmeans"}}, TEXT, "private filters look at pixels"),
         (released("swing", degree="density", t_min=9, t_max=8), {}, "got 8.0; allowed: 9.0 or"),
