@@ -21,6 +21,10 @@ from server.exchanges import Exchange, exchange_of
 from server.setup import Job, Roster, set_up
 
 Report = dict[str, Any]
+ABSTAINED = (
+    "every client that was heard abstained: it has used up its budget, or the rounds that its "
+    "noise was calibrated for"
+)
 
 
 def run(grid: Grid, job: Job, log: EventLog, ledger: Ledger, checkpoints: Path | None) -> None:
@@ -46,13 +50,14 @@ def play(
     """One round: `train`, then `evaluate`; one event for each who takes part and one for all.
 
     Who takes part for the first time gets the proxy pool before that.
+    Raises: FedkdError where nobody answers one of the two steps. To abstain is an answer.
     """
     start = time.perf_counter()
     timeout_s = job.scenario.training.timeout_s
     nodes = {client: roster.nodes[client] for client in participants(job, roster, round_)}
     reports: dict[int, Report] = {client: {} for client in nodes}
     failures: list[str] = []
-    n_heard = 0
+    heard: set[int] = set()
     up = down = pool = 0
 
     def refuse(step: str, client: int, reason: str) -> None:
@@ -118,20 +123,27 @@ def play(
                 reports[reply.client] |= found
             elif "abstained" not in reports[reply.client]:
                 reports[reply.client] |= exchange.hear(round_, reply.client, data)
+            heard.add(reply.client)
         except PayloadError as error:
             refuse("train", reply.client, str(error))
 
+    if not heard:
+        raise _lost(round_, failures)
+
     verdict, said = exchange.tell(round_, talk)
+    if all("abstained" in reports[client] for client in heard):
+        said["note"] = ABSTAINED
     content = job.content(round_, roster.digest, verdict)
+    heard.clear()
     for reply in ask(grid, nodes, content, "evaluate", timeout_s):
         down += _size(verdict)
         try:
             reports[reply.client] |= _metrics(reply)
-            n_heard += 1
+            heard.add(reply.client)
         except PayloadError as error:
             refuse("evaluate", reply.client, str(error))
-    if n_heard == 0:
-        raise FedkdError(f"no client got through round {round_}; the first said: {failures[0]}")
+    if not heard:
+        raise _lost(round_, failures)
     for client, report in reports.items():
         log.emit("client", round=round_, client=client, **report)
     log.emit(
@@ -159,6 +171,11 @@ def participants(job: Job, roster: Roster, round_: int) -> list[int]:
     n_taking_part = max(1, round(job.scenario.training.participation * len(clients)))
     draws = stream(job.seed, "server", round_, purpose="participants")
     return sorted(clients[i] for i in draws.choice(len(clients), n_taking_part, replace=False))
+
+
+def _lost(round_: int, failures: list[str]) -> FedkdError:
+    """Of a step that nobody answered: a later round would start from nothing that was said."""
+    return FedkdError(f"no client got through round {round_}; the first said: {failures[0]}")
 
 
 def _size(data: payload.Bytes | None) -> int:

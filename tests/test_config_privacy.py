@@ -118,10 +118,11 @@ def test_a_budget_that_something_covers_is_taken(
         (released("gaussian"), FEDAVG, "sends weights, which no row of privacy.release protects"),
         (released("swing"), {}, "not one of images; got 'patterns'; allowed: density, classes"),
         (released("swing", degree="rarity"), {}, "not one of images; got 'rarity'"),
+        (released("swing", degree="divergence"), {}, "not one of images; got 'divergence'"),
         (
             released("swing", degree="density"),
             {**TEXT, **OPEN},
-            "not one of text; got 'density'; allowed: patterns, rarity, divergence, memorization, classes",
+            "got 'density'; allowed: patterns, rarity, divergence, memorization, classes",
         ),
         ({"filter": {"name": "dp-kmeans"}}, TEXT, "private filters look at pixels"),
         (released("swing", degree="density", t_min=9, t_max=8), {}, "got 8.0; allowed: 9.0 or"),
