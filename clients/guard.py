@@ -73,11 +73,11 @@ def may_train(guard: Guard) -> bool:
     if isinstance(row, protection.PlainTraining):
         return True
     if isinstance(row, protection.DpSgd):
-        row = protect.dp_sgd_of(row, n, client.scenario.training, client.scenario.privacy.delta)
+        row = _calibrated(client, row, n)
     claim = protect.claim_of_training(row, n, client.scenario.training.local)
     most = None
     if isinstance(row, protection.DpSgd) and row.epsilon is not None:
-        most = protect.most_rows(client.scenario, n)
+        most = n * _most_rounds(client)
     return guard.charge(guard.entry("training", n, "no one", claim), most) is not None
 
 
@@ -91,7 +91,7 @@ def learn(client: Client, model: Classifier, x: Tensor, y: Tensor) -> int:
     scenario = client.scenario
     row, phase = scenario.privacy.training, scenario.training.local
     if isinstance(row, protection.DpSgd):
-        row = protect.dp_sgd_of(row, len(x), scenario.training, scenario.privacy.delta)
+        row = _calibrated(client, row, len(x))
         noise = torch_stream(client.seed, "client", client.round, client.id, "training noise")
         draws = client.draws("train")
         dpsgd.fit(model, x, y, _record_loss, phase, row, draws, noise)
@@ -102,6 +102,11 @@ def learn(client: Client, model: Classifier, x: Tensor, y: Tensor) -> int:
     x, y = x[kept.to(x.device)], y[kept.to(y.device)]
     training.fit(model, x, y, training.cross_entropy, phase, client.draws("train"))
     return training.n_learnt(len(x), phase)
+
+
+def _calibrated(client: Client, row: protection.DpSgd, n_records: int) -> protection.DpSgd:
+    scenario, n_clients = client.scenario, client.world.n_clients
+    return protect.dp_sgd_of(row, n_records, n_clients, scenario.training, scenario.privacy.delta)
 
 
 def _record_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -158,7 +163,11 @@ def most_told(client: Client, proxy: ProxySet) -> int | None:
     calibrated = protection.GaussianRelease | protection.LaplaceRelease
     if not isinstance(client.scenario.privacy.release, calibrated):
         return None
-    return protect.most_rows(client.scenario, proxy.n_samples)
+    return proxy.n_samples * _most_rounds(client)
+
+
+def _most_rounds(client: Client) -> int:
+    return protect.most_rounds(client.scenario.training, client.world.n_clients)
 
 
 def _occasion(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) -> Occasion:
@@ -176,7 +185,7 @@ def _occasion(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) 
             degree, origin = degrees.private(client, proxy, row, records, logits), "private"
     return Occasion(
         temperature=scenario.method.release.temperature,
-        most_rows=protect.most_rows(scenario, proxy.n_samples),
+        most_rows=proxy.n_samples * _most_rounds(client),
         delta=scenario.privacy.delta,
         degrees=degree,
         origin=origin,

@@ -129,6 +129,8 @@ def _unproved_for_clients(scenario: Scenario) -> tuple[str, str] | None:
     privacy, method = scenario.privacy, scenario.method
     if isinstance(scenario.proxy, Contributed) and scenario.uses_pool:
         return ("contributed samples leave in the clear", 'proxy.name = "public" or "foreign"')
+    if privacy.budget_is_the_server_s:
+        return None
     if method.exchange == "weights":
         return ("weights leave as they are", "a method that exchanges soft labels")
     if isinstance(privacy.server, protection.SecureAggregation) and privacy.server.sigma > 0:

@@ -255,9 +255,16 @@ class Privacy(Section):
     delta: float = Field(1e-5, gt=0, lt=1)
     """Every epsilon of the run is at this delta."""
     budget: float | None = Field(None, gt=0)
-    """The epsilon at which a client stops: it abstains from then on, and the run goes on."""
+    """The epsilon at which a client stops: it abstains from then on, and the run goes on. Under
+    `gnmax`, for the unit `client`, the server is who stops."""
     unit: Literal["record", "client"] = "record"
     """Whom the budget protects: one record added or removed, or a client's whole data replaced."""
+
+    @property
+    def budget_is_the_server_s(self) -> bool:
+        """Whether the budget is for what the server tells: of whole clients, where it is trusted
+        with their answers."""
+        return isinstance(self.server, GnMax) and self.unit == "client"
 
     @property
     def noised(self) -> bool:

@@ -65,7 +65,16 @@ NO_ROWS = Claim("none", "no sample was answered")
 
 
 def budget_of(privacy: Privacy) -> Budget | None:
-    """The scenario's budget; None if a client may spend without end."""
+    """A client's budget; None if it may spend without end."""
+    return None if privacy.budget_is_the_server_s else _budget(privacy)
+
+
+def server_budget_of(privacy: Privacy) -> Budget | None:
+    """The budget of the server's own ledger; None if it may spend without end, or has none."""
+    return _budget(privacy) if privacy.budget_is_the_server_s else None
+
+
+def _budget(privacy: Privacy) -> Budget | None:
     if privacy.budget is None:
         return None
     protects = {"record": RECORD, "client": CLIENT}[privacy.unit]
@@ -110,11 +119,11 @@ def claim_of_mask(scenario: Scenario) -> Claim | None:
 
 
 def dp_sgd_of(
-    row: protection.DpSgd, n_records: int, training: Training, delta: float
+    row: protection.DpSgd, n_records: int, n_clients: int, training: Training, delta: float
 ) -> protection.DpSgd:
     """The row with its noise: calibrated once for the whole run, where it names an epsilon.
 
-    Guarantee: that epsilon at `delta` for a client that trains in `paid_rounds` rounds at most.
+    Guarantee: that epsilon at `delta` for a client that trains in `most_rounds` rounds at most.
     """
     if row.epsilon is None:
         return row
@@ -123,7 +132,7 @@ def dp_sgd_of(
             n_records,
             training.local,
             rounds=training.rounds,
-            participation=training.participation,
+            participation=training.rate(n_clients),
             epsilon=row.epsilon,
             delta=delta,
             accountant=RdpAccountant,  # the ledger shows the larger of PLD and RDP: that is RDP
@@ -173,10 +182,16 @@ class Occasion:
     """For Swing: the classes that answers do not tell apart."""
 
 
-def most_rows(scenario: Scenario, n_samples: int) -> int:
-    """Rows of one client in a whole run, at so many a round: what its noise is calibrated for."""
-    training = scenario.training
-    return n_samples * paid_rounds(training.rounds, training.participation)
+def most_rounds(training: Training, n_clients: int) -> int:
+    """Rounds of one client in a whole run: what its noise is calibrated for."""
+    return paid_rounds(training.rounds, training.rate(n_clients))
+
+
+def counts_rounds(privacy: Privacy) -> bool:
+    """Whether noise is calibrated to a number of rounds, so that a client abstains from more."""
+    training, release = privacy.training, privacy.release
+    calibrated = isinstance(training, protection.DpSgd) and training.epsilon is not None
+    return calibrated or isinstance(release, protection.GaussianRelease | protection.LaplaceRelease)
 
 
 def answers(
@@ -314,8 +329,14 @@ def clear_labels(
     mechanism = ConfidentGNMax(row.threshold, row.sigma_threshold, row.sigma)
     clear = mechanism.release(torch.from_numpy(votes), generator)
     labels = one_hot(clear.labels, votes.shape[1]).float().numpy()
-    claim = _claim(mechanism.cost(len(votes), len(votes)), "Confident-GNMax")
-    return Consensus(clear.rows.numpy().astype(np.int32), labels), claim
+    consensus = Consensus(clear.rows.numpy().astype(np.int32), labels)
+    return consensus, claim_of_labels(row, len(votes))
+
+
+def claim_of_labels(row: protection.GnMax, n: int) -> Claim:
+    """What one round of `clear_labels` costs, of n proxy samples, whatever the votes are."""
+    mechanism = ConfidentGNMax(row.threshold, row.sigma_threshold, row.sigma)
+    return _claim(mechanism.cost(n, n), "Confident-GNMax")
 
 
 def swing_of(row: protection.Swing, origin: Origin, pooled: tuple[int, ...] = ()) -> swing.Swing:

@@ -19,11 +19,11 @@ from fedkd.data.federation import Federation
 from fedkd.errors import FedkdError
 from fedkd.exchange.gate import Own
 from privacy.events import Protects
-from privacy.forecast import Planned, Prospect, planned
+from privacy.forecast import Planned, Prospect, planned, told_by_server
 from privacy.knobs import Cost, Knob, Turned, calibrated, knobs, turned
 from privacy.parts import Part, parts
 from privacy.protect import CLIENT, RECORD
-from privacy.totals import Total, at_most, totals
+from privacy.totals import Total, at_most, total, totals
 
 MOST_CLIENTS = 1000
 """Of a larger population the first so many are looked at; virtual ones all hold as much."""
@@ -58,6 +58,10 @@ class Forecast:
     """Of the clients looked at, over seeds: those whose budget makes them abstain."""
     first_silent: int | None
     """The first round in which one does."""
+    server: Total | None
+    """What the server spends on what it tells, if it has a mechanism of its own."""
+    rounds_told: int
+    """Rounds in which the server's budget lets it speak; 0 where it has no mechanism."""
 
     @property
     def asked(self) -> Outlook:
@@ -87,6 +91,7 @@ def prospects(scenario: Scenario, seed: int) -> list[Prospect]:
         found.append(
             Prospect(
                 client=i,
+                n_clients=world.n_clients,
                 records=client.n_records,
                 contributed=n_given,
                 pool=pool,
@@ -128,31 +133,35 @@ def forecast(scenario: Scenario) -> Forecast:
         silent += sum(bool(plan.silent) for plan in plans)
         first_silent += [plan.silent[0] for plan in plans if plan.silent]
         for plan in plans:
-            for total in totals(plan.entries, scenario.privacy.delta):
-                before = dearest.get(total.spent.protects)
-                if before is None or before[2].epsilon < total.epsilon:
-                    dearest[total.spent.protects] = (seed, plan, total)
+            for one in totals(plan.entries, scenario.privacy.delta):
+                before = dearest.get(one.spent.protects)
+                if before is None or before[2].epsilon < one.epsilon:
+                    dearest[one.spent.protects] = (seed, plan, one)
 
     def asked_first(found: tuple[Protects, object]) -> tuple[bool, Protects]:
         return found[0] != unit_of(scenario), found[0]
 
     world = scenario.world(scenario.seeds[0])
+    looked_at = prospects(scenario, scenario.seeds[0])
+    told = told_by_server(scenario, looked_at[0].samples)
     return Forecast(
         scenario=scenario,
         outlooks=tuple(
             Outlook(
                 seed=seed,
                 client=plan.client,
-                total=total,
+                total=one,
                 parts=parts(plan.entries, protects, scenario.privacy.delta),
             )
-            for protects, (seed, plan, total) in sorted(dearest.items(), key=asked_first)
+            for protects, (seed, plan, one) in sorted(dearest.items(), key=asked_first)
         ),
         contributed=given,
         n_clients=world.n_clients,
-        n_looked_at=len(prospects(scenario, scenario.seeds[0])),
+        n_looked_at=len(looked_at),
         silent=silent,
         first_silent=min(first_silent, default=None),
+        server=total(told, CLIENT, scenario.privacy.delta) if told else None,
+        rounds_told=len(told),
     )
 
 

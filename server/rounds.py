@@ -168,7 +168,7 @@ def play(
 def participants(job: Job, roster: Roster, round_: int) -> list[int]:
     """Who takes part, drawn from the sorted partition ids; at least one."""
     clients = roster.clients
-    n_taking_part = max(1, round(job.scenario.training.participation * len(clients)))
+    n_taking_part = job.scenario.training.taking_part(len(clients))
     draws = stream(job.seed, "server", round_, purpose="participants")
     return sorted(clients[i] for i in draws.choice(len(clients), n_taking_part, replace=False))
 

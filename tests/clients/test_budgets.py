@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from scipy.stats import binom
@@ -12,7 +14,7 @@ from clients import guard
 from clients.guard import Guard
 from clients.store import MemoryStore
 from fedkd import protection
-from privacy import accounting
+from privacy import accounting, protect
 from privacy.protect import CLIENT, RECORD
 from privacy.totals import total, totals
 from protected_runs import (
@@ -28,6 +30,8 @@ from protected_runs import (
     protected,
 )
 from scenarios.simulate import simulate
+from server.rounds import participants
+from server.setup import Job
 from small_runs import facts, small
 
 
@@ -125,7 +129,8 @@ def test_who_cannot_pay_for_its_mask_abstains(tmp_path: Path) -> None:
 def test_noise_for_so_many_rounds_stops_who_is_drawn_for_more() -> None:
     """Without any budget: the epsilon of a row is of the whole run."""
     training = {"rounds": 20, "participation": 0.2, "local": {"batch_size": 512}}
-    scenario = small(**TWO, training=training, privacy=PROTECTIONS["arg-max"])
+    five = {"partition": {"name": "iid", "clients": 5}}
+    scenario = small(**five, training=training, privacy=PROTECTIONS["arg-max"])
     store = MemoryStore()
     paid = int(binom.ppf(0.95, 20, 0.2))
     may = [guard.may_train(Guard(store, client_of(scenario, 0, r))) for r in range(1, 11)]
@@ -135,6 +140,21 @@ def test_noise_for_so_many_rounds_stops_who_is_drawn_for_more() -> None:
     assert len(store.ledger(0).entries()) == paid
     spent = total(store.ledger(0).entries(), RECORD, 1e-5).epsilon
     assert 7.5 < spent <= 8.0
+
+
+def test_few_are_drawn_for_more_rounds_than_their_noise_is_for() -> None:
+    """Of ten clients a hundredth: one takes part, ten times as many as the setting says."""
+    scenario = small(
+        partition={"name": "iid", "clients": 10}, training={"rounds": 20, "participation": 0.01}
+    )
+    most = protect.most_rounds(scenario.training, 10)
+    roster: Any = SimpleNamespace(clients=range(10))
+    n_over = 0
+    for seed in range(100):
+        job = Job(scenario=scenario, seed=seed, state_folder="")
+        drawn = [c for r in range(1, 21) for c in participants(job, roster, r)]
+        n_over += sum(drawn.count(client) > most for client in range(10))
+    assert 10 < n_over <= 0.05 * 1000  # P(Binomial(20, 1 / 10) > 4) is 4.3 %
 
 
 def test_a_release_for_so_many_rounds_stops_too(tmp_path: Path) -> None:
