@@ -141,19 +141,54 @@ def _public(proxy: ProxySet, row: private_filter.Row, seed: int) -> private_filt
     return private_filter.Public.of(row, proxy.x.flatten(1).cpu(), generator)
 
 
+def may_summarise(guard: Guard) -> bool:
+    """Charge the summary that answers come from, once for the run; False if there can be none."""
+    client = guard.client
+    row = client.scenario.privacy.release
+    if not isinstance(row, protection.SummaryRelease):
+        return True
+    claim = protect.claim_of_summary(row, client.scenario.privacy.delta)
+    entry = guard.entry("summary", client.n_records, "no one", claim)
+    return guard.charge(entry.model_copy(update={"round": 0})) is not None
+
+
+def _taught(client: Client, proxy: ProxySet, records: Tensor) -> Tensor:
+    """What the client's private summary says of the proxy images [m]: float32 [m, classes].
+
+    Guarantee: `protect.claim_of_summary`, which `may_summarise` has charged: its noise is of round
+    0, so the same summary comes again.
+    """
+    scenario, row = client.scenario, client.scenario.privacy.release
+    assert isinstance(row, protection.SummaryRelease)
+    x, y = client.world.client(client.id)
+    summary = _public(proxy, row.made_as, client.seed).summarise(
+        training.inputs(x).flatten(1).cpu(),
+        y,
+        client.world.train.n_classes,
+        private_filter.summary_event(row.made_as, scenario.privacy.delta),
+        torch_stream(client.seed, "client", 0, client.id, "summary noise"),
+    )
+    asked = proxy.x.flatten(1).cpu()[records.cpu()]
+    return summary.teach(asked, scenario.method.release.temperature).float()
+
+
 def told(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) -> tuple[Tensor, Claim]:
     """What leaves for the logits [m * L, classes] of the records [m], and what may be claimed.
 
     Guarantee: the release's own, for the client; and the model's, for a record, where nothing but
     the model and what is public goes into the release. Temperatures by density read the records.
+    A summary answers without the model.
     Raises: FedkdError for logits that are not finite.
     """
     privacy = client.scenario.privacy
     if isinstance(privacy.release, protection.PlainRelease):
         values = client.scenario.method.release.release(logits)
         return values, protect.claim_of_model(privacy.training)
-    noise = torch_stream(client.seed, "client", client.round, client.id, "release noise")
     occasion = _occasion(client, proxy, records, logits)
+    if isinstance(privacy.release, protection.SummaryRelease):
+        claim = protect.claim_of_release(privacy, occasion, len(logits), logits.shape[1])
+        return _taught(client, proxy, records), claim
+    noise = torch_stream(client.seed, "client", client.round, client.id, "release noise")
     values, _ = protect.answers(privacy, logits, occasion, noise)
     return values, protect.claim_of_release(privacy, occasion, len(logits), logits.shape[1])
 

@@ -141,6 +141,29 @@ class RandomisedResponse(Section):
     """Of a whole client, for one answer."""
 
 
+class SummaryRelease(Section):
+    """What a private summary of the records says, never the model: asked once, answers all."""
+
+    name: Literal["summary"] = "summary"
+    by: Literal["dp-kmeans", "dp-class-means", "dp-kernel"] = "dp-class-means"
+    """Which summary, as the filter of that name makes it, but by class."""
+    epsilon: float = Field(2.0, gt=0)
+    """Of a record, for all answers of the run."""
+    axes: int = Field(20, ge=1)
+    """Principal axes of the proxy set that are looked at; noise grows with their number."""
+
+    @property
+    def made_as(self) -> DpKMeans | DpClassMeans | DpKernel:
+        """The filter's row that makes such a summary."""
+        match self.by:
+            case "dp-kmeans":
+                return DpKMeans(epsilon=self.epsilon, axes=self.axes)
+            case "dp-class-means":
+                return DpClassMeans(epsilon=self.epsilon, axes=self.axes)
+            case "dp-kernel":
+                return DpKernel(epsilon=self.epsilon, axes=self.axes)
+
+
 PUBLIC_DEGREES = ("patterns", "rarity")
 """Degrees of privacy that are read off the proxy set's texts, so that everybody knows them."""
 TEXT_DEGREES = (*PUBLIC_DEGREES, "divergence", "memorization")
@@ -226,6 +249,7 @@ ReleaseRow = Annotated[
     | LaplaceRelease
     | SampledLabel
     | RandomisedResponse
+    | SummaryRelease
     | Swing,
     Field(discriminator="name"),
 ]
@@ -240,6 +264,7 @@ PROTECTED_RELEASES = table(
     LaplaceRelease,
     SampledLabel,
     RandomisedResponse,
+    SummaryRelease,
     Swing,
 )
 SERVERS = table(PlainServer, GnMax, SecureAggregation)
@@ -271,7 +296,7 @@ class Privacy(Section):
         """Whether every answer has noise of its own before it leaves."""
         if isinstance(self.release, Swing):
             return self.release.noise != "none"
-        return not isinstance(self.release, PlainRelease | TopOne)
+        return not isinstance(self.release, PlainRelease | TopOne | SummaryRelease)
 
     def check_server(self, exchange: str, release: str) -> None:
         """Args: exchange, release: what the method exchanges, and the name of its release.

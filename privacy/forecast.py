@@ -100,7 +100,7 @@ def planned(scenario: Scenario, prospect: Prospect) -> Planned:
     has_mask = False
     for round_ in range(1, protect.most_rounds(scenario.training, prospect.n_clients) + 1):
         for what, rows, seen_by, claim in _charges(scenario, prospect, has_mask):
-            if not charge(round_, what, rows, seen_by, claim):
+            if not charge(0 if what == "summary" else round_, what, rows, seen_by, claim):
                 silent.append(round_)
                 break
             has_mask |= what == "accept mask"
@@ -147,6 +147,9 @@ def _charges(
         yield "weights", 1, "server", protect.claim_of_model(privacy.training)
     if scenario.method.exchange != "soft-labels":
         return
+    if isinstance(privacy.release, protection.SummaryRelease):
+        summary = protect.claim_of_summary(privacy.release, privacy.delta)
+        yield "summary", prospect.records, "no one", summary
     mask = protect.claim_of_mask(scenario)
     if mask is not None and (not has_mask or protect.mask_changes(scenario)):
         yield "accept mask", prospect.pool, protect.readers_of_mask(privacy), mask

@@ -259,12 +259,20 @@ def claim_of_model(row: protection.TrainingRow) -> Claim:
             return NOTHING
 
 
+def claim_of_summary(row: protection.SummaryRelease, delta: float) -> Claim:
+    """What the summary costs a record, once and for all answers: one added or removed."""
+    event = private_filter.summary_event(row.made_as, delta)
+    return Claim("proved", f"{row.by} summary", (event,))
+
+
 def claim_of_release(privacy: Privacy, occasion: Occasion, rows: int, n_classes: int) -> Claim:
     """What may be claimed of answers, by how the model was trained and how they are released.
 
     The release's own claim, for the client; and the model's, for a record, where nothing but the
     model and what is public goes into the release. Temperatures by density read the records.
     """
+    if isinstance(privacy.release, protection.SummaryRelease):
+        return Claim("proved", "of a private summary", derived_from=("summary",))
     model = claim_of_model(privacy.training)
     if isinstance(privacy.release, protection.PlainRelease):
         return model
@@ -278,19 +286,18 @@ def claim_of_release(privacy: Privacy, occasion: Occasion, rows: int, n_classes:
 
 
 def claim_of_sum(scenario: Scenario, claim: Claim, n_samples: int) -> Claim:
-    """What may be claimed of answers, given the claim of each row: more, if the sum is noisy.
+    """What may be claimed of answers, given their own claim: more, if the sum is noisy.
 
     For a whole client the noise is enough. For a record it adds nothing that is known: there the
-    table is as safe as the model and the mask that it is made of.
+    table is as safe as the model, or the summary, and the mask that it is made of.
     """
     std = _sum_noise(scenario.privacy)
     if not std:
         return claim
     event = secagg.sum_event(std, n_samples, "replace")
-    model, mask = claim_of_model(scenario.privacy.training), claim_of_mask(scenario)
-    made_of: tuple[What, ...] = ()
-    if model.guarantee == "proved":
-        made_of = model.derived_from if mask is None else (*model.derived_from, "accept mask")
+    made_of = claim.derived_from
+    if made_of and claim_of_mask(scenario) is not None:
+        made_of = (*made_of, "accept mask")
     moved = Sensitivity(norm="l2", bound=(2 * n_samples) ** 0.5)
     return Claim("proved", "noise on the sum over clients", (event,), made_of, moved)
 
