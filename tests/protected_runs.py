@@ -46,6 +46,7 @@ PROTECTIONS: dict[str, dict[str, Any]] = {
     "answers": {"release": {"name": "randomised-response"}},
     "arg-max": {"training": {"name": "dp-sgd", "epsilon": 8.0}, "release": {"name": "top-1"}},
     "swing": {"release": {"name": "swing", "degree": "density", "noise": "gaussian"}},
+    "summary": {"filter": {"name": "dp-kmeans"}, "release": {"name": "summary"}},
     "classes": {
         "filter": {"name": "dp-kmeans"},
         "release": {"name": "swing", "degree": "classes", "private_classes": [3, 8]},

@@ -79,9 +79,11 @@ def test_a_protected_run_gives_the_same_bits_and_ledgers_again(tmp_path: Path, n
 
 
 def expected_entries(scenario: Scenario) -> int:
-    """One of raw samples, one of the mask, two of answers and, if it is not plain, of training."""
+    """One of raw samples, one of the mask, two of answers and, if it is not plain, of training; one
+    of a summary that answers come from."""
     training = scenario.privacy.training.name != "plain"
-    return 1 + 1 + 2 + 2 * training
+    summary = scenario.privacy.release.name == "summary"
+    return 1 + 1 + 2 + 2 * training + summary
 
 
 @pytest.mark.slow  # tests/e2e/test_grids.py does it for one of them by default
