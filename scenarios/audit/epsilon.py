@@ -51,11 +51,12 @@ def of_coins(views: Views, rng: np.random.Generator) -> list[Finding]:
     """One bound for each observer, over the canaries of all clients together."""
     cell = views.cell
     claim = Claim(protects=RECORD, delta=cell.scenario.privacy.delta)
+    in_proxy = cell.world.first_in_proxy is not None
     findings = []
     for setting in canary_settings(views):
         name = CHOSEN[setting.observer]
-        if setting.shadows or setting.adaptive != max(views.ways(setting.observer, _in(cell))):
-            continue  # one setting an observer, fixed beforehand: the adaptive one if there is any
+        if setting.shadows or setting.way != views.ways(setting.observer, in_proxy)[-1]:
+            continue  # one an observer, fixed beforehand: the one that knows most
         found = scores(ATTACKS[name], setting.cases)
         if found is None:
             continue
@@ -63,13 +64,11 @@ def of_coins(views: Views, rng: np.random.Generator) -> list[Finding]:
         inside = np.arange(len(values)) < len(found.members)
         counts = sorted({(max(1, round(s * len(values))),) * 2 for s in SHARES})
         bound = one_run(values, inside, counts, claim, rng)
-        told = _finding(cell, setting.observer, f"one run, {name}", bound, len(values))
+        told = _finding(
+            cell, setting.observer, f"one run, {setting.name(name)}", bound, len(values)
+        )
         findings.append(told)
     return findings
-
-
-def _in(cell: Cell) -> bool:
-    return cell.world.first_in_proxy is not None
 
 
 def _of_rank(cell: Cell) -> Finding:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor
 
-from clients import degrees
+from scenarios import quiet  # noqa: F401  # before anything that imports flwr
+
+from clients import degrees  # isort: skip
 from clients.client import Client, ProxySet
 from clients.store import FolderStore
 from fedkd import protection, training
@@ -42,11 +44,16 @@ MOST_CLIENTS = 20
 """Of a larger population the first so many are attacked."""
 STUDENTS = 2
 """Of each source of answers, to ask about records that the proxy set does not hold."""
-STUDENT_STEPS = 400
-"""Batches that each learns from, within 5 to 50 passes."""
+STUDENT_STEPS = 300
+"""Batches that each learns from, within 5 to 30 passes."""
 PEER = 1_000_000
 """What numbers of streams begin with where a peer's own answers are taken out."""
 CPU = torch.device("cpu")
+
+
+Way = Literal["told", "averaged", "undone"]
+"""How answers are taken: the last round's as they are; the mean of all rounds; or by an attack that
+knows how they are made: temperatures undone, and rounds averaged where noise can be taken off."""
 
 
 @dataclass(frozen=True)
@@ -236,13 +243,27 @@ class Cell:
         plain = isinstance(self.scenario.privacy.release, protection.PlainRelease)
         return not plain or bool((self.temperatures != 1).any())
 
-    @property
-    def adapts(self) -> bool:
-        """Whether an attack that undoes temperatures and averages rounds does anything more."""
-        return self.defended or len(self.listened.rounds) > 1
+    @cached_property
+    def ways(self) -> tuple[Way, ...]:
+        """The ways in which these answers can be taken that differ."""
+        if self.defended:
+            return ("told", "undone")
+        return ("told", "averaged") if len(self.listened.rounds) > 1 else ("told",)
+
+    def taken(
+        self, source: Source, ids: NDArray[np.integer[Any]], way: Way
+    ) -> tuple[Doubles, Doubles]:
+        """A source's soft labels [k, classes] at proxy samples [k], and temperatures [k] to undo.
+
+        Without noise the last round knows most, so no other is asked.
+        """
+        told = self.told(source, ids)
+        noisy = self.hard or self.scenario.privacy.noised
+        soft = mean_rows(told) if way == "averaged" or (way == "undone" and noisy) else told[-1]
+        return soft, self.temperatures[ids] if way == "undone" else np.ones(len(ids))
 
     def students(self, source: Source) -> Students:
-        """Models distilled from all that a source has said, temperatures undone and rounds averaged.
+        """Models distilled from the mean of all that a source has said, temperatures undone.
 
         Raises: FedkdError for a source that said nothing.
         """
@@ -265,7 +286,7 @@ class Cell:
             proxy.x,
             soft.reshape(shape),
             KL().loss,
-            phase.model_copy(update={"epochs": min(max(passes, 5.0), 50.0)}),
+            phase.model_copy(update={"epochs": min(max(passes, 5.0), 30.0)}),
             n=n,
             seed=self.seed,
             client=number,

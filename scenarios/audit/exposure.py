@@ -21,10 +21,9 @@ from privacy.audit.canary_readout import positions, readout, undo_temperature
 from privacy.audit.estimates import extrapolated, interpolated, null_error, ranks
 from privacy.audit.exposure import NULL_BITS, exposures
 from privacy.audit.recording import SERVER
-from privacy.audit.uploads import mean_rows
-from scenarios.audit.evidence import Cell, Source
+from scenarios.audit.evidence import Cell, Source, Way
 from scenarios.audit.findings import OBSERVERS, Curve, Finding, Found
-from scenarios.audit.membership import where
+from scenarios.audit.membership import named, where
 from scenarios.audit.views import Targets, Views, canary_targets, controls
 
 CONTROLS = "controls"
@@ -69,7 +68,7 @@ def exposure(views: Views, rng: np.random.Generator) -> Found:
             part=PART,
             observer=group.observer,
             attack=CONTROLS if group.repetitions == 0 else group.attack,
-            target=_named(target, group.repetitions),
+            target=_repeated(target, group.repetitions),
             kind="histogram",
             x=tuple(bits),
             n=len(bits),
@@ -79,7 +78,7 @@ def exposure(views: Views, rng: np.random.Generator) -> Found:
     return Found(findings, curves)
 
 
-def _named(target: str, repetitions: int) -> str:
+def _repeated(target: str, repetitions: int) -> str:
     if repetitions == 0:
         return CONTROLS
     return f"{target}, {'once' if repetitions == 1 else f'{repetitions} times'}"
@@ -99,7 +98,7 @@ def finding(
         observer=group.observer,
         attack=group.attack,
         adaptive=group.adaptive,
-        target=_named(target, group.repetitions),
+        target=_repeated(target, group.repetitions),
         measure="exposure",
         value=mean,
         low=None if mean is None or half is None else mean - half,
@@ -135,24 +134,23 @@ def _of_text(views: Views) -> Iterator[Told]:
                 for model in cell.students(source).models:
                     yield from asked(observer, "exact rank of students", model, mine)
                 continue
-            for adaptive in views.ways(observer, in_proxy):
-                name = "readout, temperature undone" if adaptive else "readout"
-                for canary, bits in _read(cell, source, mine, adaptive):
+            for way in views.ways(observer, in_proxy):
+                for canary, bits in _read(cell, source, mine, way):
+                    name, adaptive = named("readout", way), way == "undone"
                     yield Group(observer, name, adaptive, canary.repetitions), bits, most
 
 
 def _read(
-    cell: Cell, source: Source, canaries: Iterable[Canary], adaptive: bool
+    cell: Cell, source: Source, canaries: Iterable[Canary], way: Way
 ) -> Iterator[tuple[Canary, float]]:
-    """Bits of each canary by soft labels alone; the last round's, or the mean of all."""
+    """Bits of each canary by soft labels alone."""
     tokens, first = cell.world.tokens, cell.world.first_in_proxy
     assert tokens is not None
     assert first is not None
     numbers = {canary: number for number, canary in enumerate(cell.world.canaries)}
     for canary in canaries:
         at = positions(canary, first + numbers[canary], cell.proxy.positions, tokens)
-        told = cell.told(source, at)
-        soft = undo_temperature(mean_rows(told), cell.temperatures[at]) if adaptive else told[-1]
+        soft = undo_temperature(*cell.taken(source, at, way))
         yield canary, readout(soft, canary, tokens).independent.bits
 
 
@@ -193,11 +191,12 @@ def _of_images(views: Views) -> Iterator[Told]:
         for observer in OBSERVERS:
             if not views.can_stand(observer):
                 continue
-            for adaptive in views.ways(observer, in_proxy):
-                look = views.stand(observer, client, in_proxy, adaptive).view.look
+            for way in views.ways(observer, in_proxy):
+                look = views.stand(observer, client, in_proxy, way).view.look
                 home = np.broadcast_to(targets.home[:1], nobodys.home.shape)
                 losses, references = -look(targets), -look(nobodys._replace(home=home))
-                group = Group(observer, "interpolated among controls", adaptive, 0)
+                name = named("interpolated among controls", way)
+                group = Group(observer, name, way == "undone", 0)
                 yield from _ranked(group, cell, targets, losses, references, size)
 
 
@@ -216,7 +215,9 @@ def _ranked(
     kinds = [among]
     beyond = extrapolated(losses[known], references, size).bits if size is not None else None
     if size is not None and beyond is not None:
-        extended = group._replace(attack="extrapolated from controls")
+        extended = group._replace(
+            attack=group.attack.replace("interpolated among", "extrapolated from")
+        )
         kinds.append((extended, beyond, math.log2(size)))
     for one, bits, cap in kinds:
         for repetitions, value in zip(times, bits, strict=True):

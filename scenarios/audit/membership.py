@@ -17,7 +17,7 @@ from fedkd.errors import FedkdError
 from privacy.audit.membership import ROWS, Attack, Evidence
 from privacy.audit.roc import Roc, roc, smallest_fpr, tpr_at
 from privacy.audit.signals import Doubles, Flags
-from scenarios.audit.evidence import Cell
+from scenarios.audit.evidence import Cell, Way
 from scenarios.audit.findings import OBSERVERS, UNSUPPORTED, Curve, Finding, Found
 from scenarios.audit.ledger import ceilings
 from scenarios.audit.views import (
@@ -52,10 +52,19 @@ class Setting(NamedTuple):
     """Which targets an observer attacks, and how."""
 
     observer: str
-    adaptive: bool
+    way: Way
     what: str
     cases: Sequence[Case]
     shadows: bool = False
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it knows the defence."""
+        return self.way == "undone"
+
+    def name(self, attack: str) -> str:
+        """What an attack is called here."""
+        return named(f"{attack}, shadows" if self.shadows else attack, self.way)
 
 
 class Scores(NamedTuple):
@@ -83,6 +92,11 @@ def scores(attack: Attack, cases: Sequence[Case]) -> Scores | None:
     if inside.all() or not inside.any():
         return None
     return Scores(values[inside], values[~inside])
+
+
+def named(attack: str, way: Way) -> str:
+    """An attack's name with the way that answers were taken."""
+    return attack + {"told": "", "averaged": ", rounds averaged", "undone": ", undone"}[way]
 
 
 def where(cell: Cell) -> str:
@@ -126,20 +140,20 @@ def _settings(
     for observer in OBSERVERS:
         if not views.can_stand(observer):
             continue
-        for adaptive in views.ways(observer, in_proxy):
-            stands = {i: views.stand(observer, i, in_proxy, adaptive) for i in targets}
+        for way in views.ways(observer, in_proxy):
+            stands = {i: views.stand(observer, i, in_proxy, way) for i in targets}
             cases = [Case(stands[i].evidence(t), t.inside) for i, t in targets.items()]
-            yield Setting(observer, adaptive, what, cases)
+            yield Setting(observer, way, what, cases)
             if others:
                 shadowed = {
                     i: with_shadows(
                         stand,
-                        [(v.stand(observer, i, in_proxy, adaptive), v.cell) for v in others],
+                        [(v.stand(observer, i, in_proxy, way), v.cell) for v in others],
                     )
                     for i, stand in stands.items()
                 }
                 cases = [Case(shadowed[i].evidence(t), t.inside) for i, t in targets.items()]
-                yield Setting(observer, adaptive, what, cases, shadows=True)
+                yield Setting(observer, way, what, cases, shadows=True)
 
 
 def membership(views: Views, rng: np.random.Generator) -> Found:
@@ -159,10 +173,6 @@ def membership(views: Views, rng: np.random.Generator) -> Found:
     return Found(findings, curves)
 
 
-def _name(setting: Setting, attack: str) -> str:
-    return f"{attack}, shadows" if setting.shadows else attack
-
-
 def _findings(
     setting: Setting, attack: str, curve: Roc, most: Sequence[float | None]
 ) -> list[Finding]:
@@ -171,7 +181,7 @@ def _findings(
         Finding,
         part="membership",
         observer=setting.observer,
-        attack=_name(setting, attack),
+        attack=setting.name(attack),
         adaptive=setting.adaptive,
         target=setting.what,
         n=curve.n_members + curve.n_nonmembers,
@@ -217,7 +227,7 @@ def _curve(setting: Setting, attack: str, curve: Roc) -> Curve:
     return Curve(
         part="membership",
         observer=setting.observer,
-        attack=_name(setting, attack),
+        attack=setting.name(attack),
         target=setting.what,
         kind="roc",
         x=tuple(curve.fpr[at].tolist()),

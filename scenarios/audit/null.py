@@ -46,7 +46,7 @@ def of_shuffled(views: Views, rng: np.random.Generator) -> list[Finding]:
             Finding(
                 part="null",
                 observer=setting.observer,
-                attack=f"{name}, membership shuffled",
+                attack=f"{setting.name(name)}, membership shuffled",
                 adaptive=setting.adaptive,
                 target=setting.what,
                 measure="auc",

@@ -17,8 +17,8 @@ from scenarios.units import duration
 
 MEANING = (
     "no leak: what chance gives; at most: the measure's own limit; ledger: the most that the "
-    "accounted epsilon allows any attack, a dash where it promises nothing. * The attack knows how "
-    "answers are made: rounds averaged, temperatures undone. TPRs at an FPR that the sample is too "
+    "accounted epsilon allows any attack, a dash where it promises nothing. * The attack knows the "
+    "defence: temperatures undone, rounds of noise averaged. TPRs at an FPR that the sample is too "
     "small for are left out; --json has them."
 )
 

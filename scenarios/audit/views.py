@@ -24,8 +24,7 @@ from privacy.audit.membership import Evidence
 from privacy.audit.recording import SERVER
 from privacy.audit.signals import FLOOR, Doubles, Flags, Ids, agreement, averaged, phi
 from privacy.audit.targets import balanced_targets
-from privacy.audit.uploads import mean_rows
-from scenarios.audit.evidence import Cell, Source, predicted
+from scenarios.audit.evidence import Cell, Source, Way, predicted
 
 Made = TypeVar("Made")
 
@@ -146,24 +145,17 @@ class Views:
 
         return self._keep(("others", client), look)
 
-    def answers(self, source: Source, adaptive: bool) -> Sight:
-        """Recorded answers at the target's proxy samples.
+    def answers(self, source: Source, way: Way) -> Sight:
+        """Recorded answers at the target's proxy samples, taken one `Way`."""
+        return self._keep((source, way), lambda t: self._answered(source, way, t))
 
-        The last round's as they are, or `adaptive`: of all rounds, with temperatures undone; of
-        hard labels, how often they agree.
-        """
-        return self._keep((source, adaptive), lambda t: self._answered(source, adaptive, t))
-
-    def _answered(self, source: Source, adaptive: bool, targets: Targets) -> Doubles:
+    def _answered(self, source: Source, way: Way, targets: Targets) -> Doubles:
         assert targets.ids is not None
-        ids, cell = targets.ids.ravel(), self.cell
-        y = targets.y.ravel()
-        told = cell.told(source, ids)
-        if adaptive and cell.hard and source.of != SERVER:
-            signal = agreement(np.stack(told), y)
+        ids, y = targets.ids.ravel(), targets.y.ravel()
+        if way == "undone" and self.cell.hard and source.of != SERVER:
+            signal = agreement(np.stack(self.cell.told(source, ids)), y)
         else:
-            soft = mean_rows(told) if adaptive else told[-1]
-            heat = cell.temperatures[ids] if adaptive else np.ones(len(ids))
+            soft, heat = self.cell.taken(source, ids, way)
             signal = phi(heat[:, None] * np.log(np.maximum(soft, FLOOR)), y)
         return _over_places(signal.reshape(targets.ids.shape))
 
@@ -187,26 +179,22 @@ class Views:
         made: Made = self._made[key]
         return made
 
-    def told(self, source: Source, in_proxy: bool, adaptive: bool) -> Sight:
+    def told(self, source: Source, in_proxy: bool, way: Way) -> Sight:
         """What a source's answers say: as recorded where the proxy set holds the target."""
-        return self.answers(source, adaptive) if in_proxy else self.students(source)
+        return self.answers(source, way) if in_proxy else self.students(source)
 
-    def ways(self, observer: str, in_proxy: bool) -> tuple[bool, ...]:
-        """Whether an observer attacks as told, adaptively, or both ways.
-
-        Students learn from the mean of all rounds, which is adaptive where there is a defence.
-        """
+    def ways(self, observer: str, in_proxy: bool) -> tuple[Way, ...]:
+        """In which ways an observer attacks. Students learn in one way, the best that is known."""
         if observer not in ("uploads", "aggregate", "peer"):
-            return (False,)
-        if not in_proxy:
-            return (self.cell.defended,)
-        return (False, True) if self.cell.adapts else (False,)
+            return ("told",)
+        ways = self.cell.ways
+        return ways if in_proxy else ("undone",) if "undone" in ways else ("told",)
 
     def peer_of(self, client: int) -> int:
         """The client that attacks another as its peer: the first, fixed beforehand."""
         return next(i for i in self.cell.clients if i != client)
 
-    def stand(self, observer: str, client: int, in_proxy: bool, adaptive: bool) -> Stand:
+    def stand(self, observer: str, client: int, in_proxy: bool, way: Way) -> Stand:
         """What an observer has of a client; see `can_stand`."""
         cell = self.cell
         match observer:
@@ -215,15 +203,15 @@ class Views:
                 return Stand(self.model(client), peers)
             case "uploads":
                 heard = [i for i in cell.clients if i in cell.listened.clients and i != client]
-                peers = [_peer(self.told(Source(i), in_proxy, adaptive), i) for i in heard]
-                return Stand(self.told(Source(client), in_proxy, adaptive), peers)
+                peers = [_peer(self.told(Source(i), in_proxy, way), i) for i in heard]
+                return Stand(self.told(Source(client), in_proxy, way), peers)
             case "aggregate":
-                return Stand(self.told(Source(SERVER), in_proxy, adaptive), [])
+                return Stand(self.told(Source(SERVER), in_proxy, way), [])
             case "peer":
                 peer = self.peer_of(client)
                 own = [_peer(self.model(peer), peer)] if peer in cell.models else []
                 source = Source(SERVER, without=peer)
-                return Stand(self.told(source, in_proxy, adaptive), own)
+                return Stand(self.told(source, in_proxy, way), own)
             case _:
                 return Stand(self.others(client), [])
 
