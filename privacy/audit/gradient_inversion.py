@@ -7,7 +7,14 @@ client weights and got them back trained, and knows the model and how many image
 The update is read as the direction of *one* mean gradient, at the weights that were sent. That is
 exact for one step of SGD on one batch. Several local steps are approximated by one step with the
 mean gradient over all their images; Adam, momentum and DP-SGD's clipping bend the direction as
-well, and the attack does not know about them.
+well, and the attack does not know about them. Measured, mean SSIM of eight images and three seeds
+of a fresh model, mlp and small-cnn:
+
+                                digits       Fashion-MNIST
+    one step of SGD             0.98  0.84   0.92  0.71
+    five steps on the batch     0.93  0.62   0.62  0.32
+    eight steps, an image each  0.90  0.37   0.27  0.14
+    five steps of Adam          0.58  0.24   0.46  0.19
 """
 
 from __future__ import annotations
@@ -97,9 +104,9 @@ def invert(
     Shapes: before and after [size]; shape (c, h, w); labels int64 [n_images], where None takes
     those of `infer_labels`.
     Raises: FedkdError for weights of another model, or an update that is zero or not finite.
-    Source: Inverting Gradients (Geiping et al. 2020, arXiv:2003.14053), section 4, with the learning
-    rate, the variation and the few iterations of the Paired-Logits Inversion paper's FedAvg baseline
-    (one restart, a third of its rate, twice its iterations).
+    Source: Inverting Gradients (Geiping et al. 2020, arXiv:2003.14053) and its code. Deviations:
+    one start, all gradients weigh the same, and few iterations, as in the FedAvg baseline of
+    Paired-Logits Inversion (arXiv:2304.11436), which takes 150 at a rate of 0.3.
     """
     if labels is None:
         labels = infer_labels(model, before, after, n_images)
@@ -173,7 +180,7 @@ def _update(model: nn.Module, before: Weights, after: Weights) -> Tensor:
 def _split(model: nn.Module, vector: Tensor) -> dict[str, Tensor]:
     """A vector [size] cut into the parameters of the model, by name."""
     named = dict(model.named_parameters())
-    parts = vector.split([weight.numel() for weight in named.values()])
+    parts = torch.split(vector, [weight.numel() for weight in named.values()])
     return {
         name: part.reshape(weight.shape).clone()
         for (name, weight), part in zip(named.items(), parts, strict=True)

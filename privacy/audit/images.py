@@ -68,7 +68,10 @@ def ssim(found: Tensor, known: Tensor) -> Floats:
     def alike(a: Floats, b: Floats) -> float:
         if np.isnan(a).any() or np.isnan(b).any():
             return float("nan")
-        return float(structural_similarity(a, b, win_size=window, data_range=1.0, channel_axis=0))
+        value = structural_similarity(  # type: ignore[no-untyped-call]
+            a, b, win_size=window, data_range=1.0, channel_axis=0
+        )
+        return float(value)
 
     return np.array([[alike(a, b) for b in theirs] for a in ours]).reshape(len(ours), len(theirs))
 

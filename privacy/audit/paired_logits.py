@@ -11,10 +11,10 @@ images of it shows the server more than any inversion: the paper's server has no
 takes them away. `server-only` is the null: what the server finds without the client's answers.
 
 Source: Takahashi, Liu, Liu, CVPR 2023, arXiv:2304.11436, read in the abstract and the released
-code. Deviations: images of 4x4 and larger; the prior is a class mean of proxy images, where theirs
-are public images translated by a CycleGAN; one round; Adam at 1e-3, for tens of epochs of a small
-proxy set. The released code writes the server's probability of *every* label in a batch into
-every row; `optimal_pairs` writes a row's own label.
+code. Deviations: a smaller net, for small images, that learns faster and longer (`LEARNING`); the
+prior is a class mean of proxy images, where theirs are public images translated by a CycleGAN; one
+round, where theirs goes on for five. The released code writes the server's probability of *every*
+label in a batch into every row; `optimal_pairs` writes a row's own label.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ PRIOR = 0.03
 """Weight gamma of the class mean in the loss."""
 FLOOR = 1e-6
 """The least probability in a pair: answers may be cut to 0, or noised below it."""
-LEARNING = Phase(epochs=30, batch_size=32, learning_rate=1e-3)
+LEARNING = Phase(epochs=30, batch_size=64, learning_rate=3e-3)
+"""Of the net: 2,000 images of 28x28 take 18 s on one core that is shared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +87,10 @@ def without(answer: Answer, labels: Ints, classes: Ints) -> Answer:
     return ids[kept], values[kept]
 
 
-def optimal_pairs(classes: Ints, n_classes: int, flatness: float = FLATNESS) -> tuple[Floats, Floats]:
-    """What to ask of the net for each class: the client's and the server's part, [k, classes] each.
+def optimal_pairs(
+    classes: Ints, n_classes: int, flatness: float = FLATNESS
+) -> tuple[Floats, Floats]:
+    """What to ask of the net for each class: the client's and server's parts, [k, classes] each.
 
     The client's is one-hot. The server's is the maximiser of p_j + flatness x entropy(p) for class
     j: e^(1/flatness) of the weight for j, 1 for each other class.
@@ -156,7 +159,8 @@ def invert(
         raise FedkdError("paired-logits inversion needs proxy samples that both sides answered")
     n_classes = values.shape[1]
     aims = pixels(images[torch.from_numpy(ids)])
-    shape = tuple(aims.shape[1:])
+    _, channels, height, width = aims.shape
+    shape = channels, height, width
     if view.prior:
         means = class_means(aims, labels[ids], n_classes)
         aims = (aims + PRIOR * means[torch.from_numpy(labels[ids])]) / (1 + PRIOR)
