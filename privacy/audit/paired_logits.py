@@ -4,7 +4,11 @@ The observer is a server with a model of its own (its student, or one trained on
 the proxy set it has images, the client's soft labels and its own. It trains a net that turns a
 *pair* of soft labels back into the image. Then it asks that net for a private class: the client is
 sure, the server has no idea. What comes out looks like the class, not like one record.
-Empirical: a class that is not found is not thereby safe.
+Empirical: a class that is not found is not thereby safe. Measured with five clients of two classes
+each, a proxy set without the private classes, small-cnn, two clients and two seeds: the success
+is 0.25 paired, 0.12 client-only, 0.25 server-only on digits after eight rounds; 0.25, 0.38 and 0
+on Fashion-MNIST after four. That is four classes each: the answers tell something on
+Fashion-MNIST (SSIM 0.30, 0.58 and 0.13), and nothing that the null does not have on digits.
 
 A class is private here if one client alone holds it (`private_classes`). A proxy set that has
 images of it shows the server more than any inversion: the paper's server has none, and `without`
@@ -48,7 +52,8 @@ PRIOR = 0.03
 FLOOR = 1e-6
 """The least probability in a pair: answers may be cut to 0, or noised below it."""
 LEARNING = Phase(epochs=30, batch_size=64, learning_rate=3e-3)
-"""Of the net: 2,000 images of 28x28 take 18 s on one core that is shared."""
+"""Of the net: 1,600 images of 28x28 take 11 to 36 s on one thread of a
+machine whose two cores are shared by five processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
