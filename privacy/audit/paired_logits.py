@@ -14,8 +14,8 @@ A class is private here if one client alone holds it (`private_classes`). A prox
 images of it shows the server more than any inversion: the paper's server has none, and `without`
 takes them away. `server-only` is the null: what the server finds without the client's answers.
 
-Source: Takahashi, Liu, Liu, CVPR 2023, arXiv:2304.11436, read in the abstract and the released
-code. Deviations: a smaller net, for small images, that learns faster and longer (`LEARNING`); the
+Source: Takahashi, Liu, Liu, CVPR 2023, arXiv:2304.11436, and its released code, read at second
+hand. Deviations: a smaller net, for small images, that learns faster and longer (`LEARNING`); the
 prior is a class mean of proxy images, where theirs are public images translated by a CycleGAN; one
 round, where theirs goes on for five. The released code writes the server's probability of *every*
 label in a batch into every row; `optimal_pairs` writes a row's own label.
