@@ -123,6 +123,19 @@ class Training(Section):
     timeout_s: float = Field(3600.0, gt=0)
     """How long the server waits for the replies of one step."""
 
+    def taking_part(self, n_clients: int) -> int:
+        """How many clients take part in a round.
+
+        >>> Training(participation=0.001).taking_part(10)
+        1
+        """
+        return max(1, round(self.participation * n_clients))
+
+    def rate(self, n_clients: int) -> float:
+        """The probability with which a client takes part in a round: `participation` but for
+        rounding, which counts where few take part."""
+        return self.taking_part(n_clients) / n_clients
+
 
 class Grid(Section):
     """What carries the messages."""
@@ -172,12 +185,16 @@ class Scenario(Section):
     partition: Partition = Strong()
     proxy: Proxy = Contributed()
     canaries: Canaries | None = None
-    """Sentences with made-up secrets in clients' texts, to see what leaks of them."""
+    """Made-up records in clients' data, to see what leaks of them."""
     model: Model = Model()
     method: MethodConfig = Field(default_factory=lambda: MethodConfig.model_validate({}))
     training: Training = Training()
     privacy: Privacy = Privacy()
     grid: Grid = Grid()
+    audit: bool = False
+    """Whether the server records all that it hears and tells, for audits; it needs a run folder."""
+    audit_mb: int = Field(2000, ge=1)
+    """The most that the recording of one row and seed may take on disk, in megabytes."""
     references: tuple[str, ...] = ()
     """Rows that are run beside this one; see `REFERENCES`."""
 

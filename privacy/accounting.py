@@ -33,8 +33,10 @@ from dp_accounting.gaussian_mechanism import get_epsilon_gaussian
 from dp_accounting.pld import pld_pmf
 from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
+from dp_accounting.rdp.rdp_privacy_accountant import compute_delta
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
+from scipy.stats import norm
 
 from fedkd.errors import FedkdError
 from privacy.events import (
@@ -106,6 +108,29 @@ def rdp_epsilon(events: Iterable[Event], protects: Protects, delta: float) -> fl
     """As `epsilon`, by RDP alone: a valid bound in about a millisecond, for a check each round."""
     merged = _merge(events, protects, delta)
     return min(_pure_sum(merged), _rdp_epsilon(merged, delta))
+
+
+def deltas(
+    events: Iterable[Event], protects: Protects, epsilons: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The delta of all events together at each epsilon: the whole privacy profile.
+
+    By PLD, which is tight; by RDP where PLD cannot answer. Upper bounds, from 0 to 1.
+    Shapes: `epsilons` [k], ascending, at least 0 -> [k].
+    Raises: FedkdError for an event of another unit or relation.
+    """
+    merged = _merge(events, protects, delta=0)
+    mu, others = _gaussian_part(merged)
+    if not merged:
+        return np.zeros(len(epsilons))
+    if not others:
+        far = norm.logcdf(-mu / 2 - epsilons / mu)
+        found = norm.cdf(mu / 2 - epsilons / mu) - np.exp(epsilons + far)
+    elif (whole := _composed(merged)) is not None:
+        found = np.asarray(whole.get_delta_for_epsilon(epsilons), dtype=np.float64)
+    else:
+        found = np.array([compute_delta(ORDERS, _rdp_sum(merged), e)[0] for e in epsilons])
+    return np.where(epsilons >= _pure_sum(merged), 0, np.clip(found, 0, 1))
 
 
 @lru_cache(maxsize=1024)
@@ -232,9 +257,13 @@ def _pure_sum(events: tuple[Event, ...]) -> float:
 
 @lru_cache(maxsize=4096)
 def _rdp_epsilon(events: tuple[Event, ...], delta: float) -> float:
+    return float(compute_epsilon(ORDERS, _rdp_sum(events), delta)[0])
+
+
+def _rdp_sum(events: tuple[Event, ...]) -> NDArray[np.float64]:
+    """Renyi divergence of all events together at each of `ORDERS`."""
     zero = np.zeros(len(ORDERS))
-    total = sum((_rdp(e.model_copy(update={"count": 1})) * e.count for e in events), start=zero)
-    return float(compute_epsilon(ORDERS, total, delta)[0])
+    return sum((_rdp(e.model_copy(update={"count": 1})) * e.count for e in events), start=zero)
 
 
 @lru_cache(maxsize=4096)
@@ -269,23 +298,38 @@ def _pld_epsilon(events: tuple[Event, ...], delta: float) -> tuple[float | None,
     pure = _pure_sum(events)
     if delta == 0 or not events:
         return pure, ""
-    gaussians = [event for event in events if isinstance(event, Gaussian)]
-    others = [event for event in events if not isinstance(event, Gaussian)]
-    # Gaussian losses add up to a Gaussian loss: mu^2 = sum of count / multiplier^2.
-    mu = math.sqrt(math.fsum(e.count / e.noise_multiplier**2 for e in gaussians))
+    mu, others = _gaussian_part(events)
     if not others:
         return float(get_epsilon_gaussian(1 / mu, delta)), ""
     if delta < LEAST_DELTA:
         return None, f"PLD cuts off tails, so it does not answer for delta below {LEAST_DELTA:g}"
-    step = _step(events)
-    if step > COARSEST:
+    whole = _composed(events)
+    if whole is None:
         return None, "PLD's grid is too coarse for losses this large"
-    parts = [_pld(e.model_copy(update={"count": 1}), step).self_compose(e.count) for e in others]
-    if gaussians:
-        parts.append(pld.from_gaussian_mechanism(1 / mu, value_discretization_interval=step))
-    whole = reduce(lambda one, other: one.compose(other), parts)
     tight = min(pure, float(whole.get_epsilon_for_delta(delta)))
     return (tight, "") if math.isfinite(tight) else (None, "PLD failed numerically")
+
+
+def _gaussian_part(events: tuple[Event, ...]) -> tuple[float, list[Event]]:
+    """All Gaussian events as one, by its mu = 1 / multiplier, and the other events."""
+    gaussians = [event for event in events if isinstance(event, Gaussian)]
+    others: list[Event] = [event for event in events if not isinstance(event, Gaussian)]
+    # Gaussian losses add up to a Gaussian loss: mu^2 = sum of count / multiplier^2.
+    mu = math.sqrt(math.fsum(e.count / e.noise_multiplier**2 for e in gaussians))
+    return mu, others
+
+
+@lru_cache(maxsize=8)
+def _composed(events: tuple[Event, ...]) -> Any:
+    """The privacy loss distribution of all events; None where the grid would be too coarse."""
+    mu, others = _gaussian_part(events)
+    step = _step(events)
+    if step > COARSEST:
+        return None
+    parts = [_pld(e.model_copy(update={"count": 1}), step).self_compose(e.count) for e in others]
+    if mu > 0:
+        parts.append(pld.from_gaussian_mechanism(1 / mu, value_discretization_interval=step))
+    return reduce(lambda one, other: one.compose(other), parts)
 
 
 def _step(events: tuple[Event, ...]) -> float:

@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from fedkd.section import Section
@@ -115,6 +117,20 @@ def at_most(entries: Iterable[Release], protects: Protects, delta: float) -> flo
     if _bare(entries, protects):
         return math.inf
     return accounting.rdp_epsilon(_events(entries, protects), protects, delta)
+
+
+def deltas(
+    entries: Iterable[Release], protects: Protects, epsilons: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The delta that holds at each epsilon; 1 everywhere where something left without a proof.
+
+    As `total(...).epsilon`, it says nothing for records that were given away in the clear.
+    Shapes: `epsilons` [k], ascending, at least 0 -> [k].
+    """
+    entries = tuple(entries)
+    if _bare(entries, protects):
+        return np.ones(len(epsilons))
+    return accounting.deltas(_events(entries, protects), protects, epsilons)
 
 
 def _events(entries: Iterable[Release], protects: Protects) -> list[Event]:
