@@ -9,13 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scenarios.audit.run import audit
     from scenarios.simulate import resume, simulate
 
-__all__ = ["resume", "simulate"]
+__all__ = ["audit", "resume", "simulate"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name == "audit":
+        import scenarios.audit.run
+
+        return scenarios.audit.run.audit
     if name in __all__:
         import scenarios.simulate
 

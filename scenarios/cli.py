@@ -15,6 +15,8 @@ from rich.table import Table
 from fedkd import config
 from fedkd.errors import FedkdError
 from scenarios import budget_text, memory, simulate
+from scenarios.audit import run as audit_run
+from scenarios.audit import text as audit_text
 from scenarios.bench.suite import suite
 from scenarios.budget import forecast, on_target, unit_of, ways_to
 from scenarios.catalogue import catalogue
@@ -123,6 +125,47 @@ def report(folder: RunFolder) -> None:
     if not result.cells:
         raise FedkdError("no round is finished in this run yet", value=str(folder))
     console.print(f"report: {page.write(result, folder)}", soft_wrap=True)
+
+
+@app.command()
+def audit(
+    folder: RunFolder,
+    part: Annotated[
+        list[str] | None,
+        typer.Option("--part", metavar="NAME", help="Only this part; may be repeated."),
+    ] = None,
+    shadows: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Run N more federations as references.")
+    ] = 0,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """What leaked in a run, to whom, beside what its ledgers promise; 1 if they contradict it."""
+    grid = None
+    if workers is not None:
+        grid = _placed(simulate.scenario_of(folder), workers, False, None).grid
+    telling = audit_text.Telling(Console(quiet=True) if as_json else console)
+    try:
+        with telling:
+            found = audit_run.audit(
+                folder, parts=part or (), shadows=shadows, grid=grid, listener=telling
+            )
+    except KeyboardInterrupt:
+        again = " ".join(f"--part {name}" for name in part or ())
+        more = f" --shadows {shadows}" if shadows else ""
+        print(
+            f"\nstopped; go on with: fedkd audit {folder} {again}{more}".rstrip(), file=sys.stderr
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print(json.dumps(audit_text.as_table(found), indent=2))
+    else:
+        for table in audit_text.tables(found):
+            console.print(table)
+    for line in audit_text.contradictions(found):
+        Console(stderr=True).print(f"[bold red]{line}[/bold red]", soft_wrap=True)
+    if found.contradictions:
+        raise typer.Exit(1)
 
 
 @app.command(name="list")
