@@ -20,7 +20,7 @@ DP_SGD = {
     "privacy.training.error_clip": 0.0,
     "privacy.training.name": "dp-sgd",
     "privacy.training.noise_multiplier": 1.0,
-    "training.local.batch_size": 218,
+    "training.local.batch_size": 239,
     "training.local.epochs": 2.0,
     "training.local.learning_rate": 1.0,
     "training.local.optimizer": "sgd",
@@ -73,6 +73,13 @@ def test_a_protection_changes_what_it_says_and_nothing_else(name: str) -> None:
     assert config.parse(found.scenario.model_dump()) == found.scenario
 
 
+def test_large_batches_are_no_more_than_half_of_what_a_client_holds() -> None:
+    before = small(**OPEN)
+    world = before.world(1)
+    batch = chosen(before, "dpsgd:8").scenario.training.local.batch_size
+    assert batch == len(world.train) // 2 // world.n_clients
+
+
 def test_every_row_of_the_table_is_tested() -> None:
     here = {part.partition(":")[0] for name in CHANGES for part in name.split("+")}
     assert here | {"swing", "filter", "sampled-label", "response"} == set(PROTECTIONS)
@@ -117,7 +124,8 @@ def test_what_protects_a_client_costs_its_epsilon_at_most(name: str) -> None:
     found = chosen(small(**OPEN), name)
     told = forecast(found.scenario).asked.total
     target = float(name.partition(":")[2])
-    assert 0.9 * target < told.epsilon <= target
+    least = 0.5 if name.startswith("laplace") else 0.9  # Laplace promises it at delta 0
+    assert least * target < told.epsilon <= target
     assert told.spent.protects.unit == "client"
 
 
