@@ -52,7 +52,7 @@ class Client:
     @property
     def n_records(self) -> int:
         """How many private records the client holds, its canaries' included."""
-        copies = sum(c.repetitions for c in self.world.canaries if c.client == self.id)
+        copies = sum(canary.copies(self.id) for canary in self.world.canaries)
         return len(self.world.private[self.id]) + copies
 
     def model(self, state: Mapping[str, Tensor] | None) -> Classifier:

@@ -306,8 +306,8 @@ def _exposure(client: Client, model: Classifier) -> dict[str, float]:
     assert tokens is not None
     most = max(canary.repetitions for canary in canaries)
     groups = {
-        "exposure_own": [c for c in canaries if c.client == client.id and c.repetitions == most],
-        "exposure_peers": [c for c in canaries if c.client != client.id and c.repetitions == most],
+        "exposure_own": [c for c in canaries if c.copies(client.id) == most],
+        "exposure_peers": [c for c in canaries if c.repetitions == most > c.copies(client.id)],
         "exposure_controls": [c for c in canaries if c.repetitions == 0],
     }
     return {

@@ -172,12 +172,16 @@ class Scenario(Section):
     partition: Partition = Strong()
     proxy: Proxy = Contributed()
     canaries: Canaries | None = None
-    """Sentences with made-up secrets in clients' texts, to see what leaks of them."""
+    """Made-up records in clients' data, to see what leaks of them."""
     model: Model = Model()
     method: MethodConfig = Field(default_factory=lambda: MethodConfig.model_validate({}))
     training: Training = Training()
     privacy: Privacy = Privacy()
     grid: Grid = Grid()
+    audit: bool = False
+    """Whether the server records all that it hears and tells, for audits; it needs a run folder."""
+    audit_mb: int = Field(2000, ge=1)
+    """The most that the recording of one row and seed may take on disk, in megabytes."""
     references: tuple[str, ...] = ()
     """Rows that are run beside this one; see `REFERENCES`."""
 

@@ -43,6 +43,8 @@ class Progress:
                     f"  [yellow]round {event['round']}: refused client {event['client']}: "
                     f"{escape(event['reason'])}[/yellow]"
                 )
+            case "unrecorded":
+                self._say(f"  [yellow]round {event['round']}: {event['note']}[/yellow]")
             case "round":
                 self._seconds.append(event["seconds"])
                 self._cell.append(event)

@@ -28,6 +28,7 @@ from scenarios.blocks import calibrated
 from scenarios.grids import actors, flower, inline, workers
 from scenarios.results import Cell, Result
 from scenarios.spending import Ledgers
+from server.app import check_folder
 from server.app import make_app as make_server_app
 from server.events import Event, read
 
@@ -58,10 +59,11 @@ def simulate(
     if training:
         table = scenario.model_dump()
         scenario = config.parse({**table, "training": {**table["training"], **training}})
+    run_folder = Path(folder) if folder is not None else None
+    check_folder(scenario, run_folder)
     for plan in plans(scenario):
         plan.check()
     scenario = calibrated(scenario)
-    run_folder = Path(folder) if folder is not None else None
     if run_folder is None:
         cells = [_run_cell(plan, None, listener) for plan in plans(scenario)]
     else:

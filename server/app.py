@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedkd.config import Scenario, load
+from fedkd.errors import FedkdError
 from privacy.ledger import Ledger
 from server import rounds
 from server.events import EventLog, Listener
+from server.recorder import Recorder
 from server.setup import Job
 
 LEDGER = "server-ledger.jsonl"
@@ -18,6 +21,10 @@ LEDGER = "server-ledger.jsonl"
 
 It is only ever added to: a resumed run cuts its events back, but what was told stays told.
 """
+
+
+UPLOADS = "uploads"
+"""In the folder of a run with `audit`: the recording of what the server heard and told."""
 
 
 def make_app(
@@ -40,6 +47,7 @@ def make_app(
 def _run(
     grid: Grid, scenario: Scenario, seed: int, folder: Path | None, listener: Listener | None
 ) -> None:
+    check_folder(scenario, folder)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     job = Job(
@@ -49,7 +57,18 @@ def _run(
     )
     log = EventLog(folder / "events.jsonl" if folder else None, listener)
     ledger = Ledger(folder / LEDGER if folder else None)
-    rounds.run(grid, job, log, ledger, folder / "checkpoints" if folder else None)
+    uploads = folder / UPLOADS if folder and scenario.audit else None
+    with closing(Recorder(uploads, scenario.audit_mb * 10**6)) as recorder:
+        rounds.run(grid, job, log, ledger, recorder, folder / "checkpoints" if folder else None)
+
+
+def check_folder(scenario: Scenario, folder: Path | None) -> None:
+    """Raises: FedkdError where a run is to be recorded and has no folder for it."""
+    if scenario.audit and folder is None:
+        raise FedkdError(
+            "audit = true records what the server hears, and this run has no folder to keep it in",
+            fix="give the run a folder, or set audit = false",
+        )
 
 
 app = ServerApp()

@@ -20,10 +20,12 @@ from fedkd.models.zoo import build
 from fedkd.protection import GnMax, PlainServer, SecureAggregation
 from fedkd.rng import torch_stream
 from privacy import protect
+from privacy.audit.recording import SERVER, START, About
 from privacy.ledger import Ledger, Release
 from server import measures
 from server.calls import Talk
 from server.hearing import Hearing, Single, Sizes
+from server.recorder import Recorder
 from server.secure import SecureSum
 from server.setup import Job, Roster
 
@@ -108,10 +110,11 @@ class ProxyLabels(Nothing):
 class SoftLabels:
     """Answers up, their consensus down."""
 
-    def __init__(self, job: Job, roster: Roster, ledger: Ledger) -> None:
+    def __init__(self, job: Job, roster: Roster, ledger: Ledger, recorder: Recorder) -> None:
         assert roster.pool is not None  # every method of this exchange uses a pool
         self._truth = roster.truth
         self._ledger = ledger
+        self._recorder = recorder
         self._scenario = job.scenario
         self._seed = job.seed
         self._sizes = Sizes(
@@ -126,19 +129,25 @@ class SoftLabels:
     def ask(self, round_: int, talk: Talk) -> payload.Bytes | None:
         """Nothing: the scenario says it all. Last round's votes are cleared."""
         self._hearing = self._start()
+        self._recorder.start(round_, About("soft labels", *self._sizes))
         return None
 
     def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
         """Check the answers, add them to the votes, and measure the client's filter."""
-        return self._hearing.hear(round_, client, data)
+        if data is None:
+            raise PayloadError("no answers in the reply")
+        answer = self._hearing.check(round_, client, data)
+        for block in answer.blocks():
+            self._recorder.add("answers", client, block.ids, block.values)
+        return self._hearing.take(answer)
 
     @property
     def sums(self) -> Sizes | None:
         """The sizes where the rule needs the sum alone, and the sum has the same bits in any
-        grouping: logits have no bound, so theirs might not."""
+        grouping: logits have no bound, so theirs might not. None where each answer is recorded."""
         adds_up = isinstance(self._rule, Mean) and self._scenario.method.release.simplex
         plain = isinstance(self._scenario.privacy.server, PlainServer)
-        return self._sizes if adds_up and plain else None
+        return self._sizes if adds_up and plain and not self._scenario.audit else None
 
     def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
         """Check the sum and add it to the votes."""
@@ -154,6 +163,7 @@ class SoftLabels:
             mean = self._rule.finish(self._hearing.votes)
             self._consensus = protect.consensus_of(privacy, mean)
             silence = "no client accepted any proxy sample: no consensus"
+        self._recorder.add("answers", SERVER, *self._consensus)
         said = measures.of_consensus(self._consensus, self._sizes.n_samples, self._truth)
         if len(self._consensus.ids) == 0:
             return None, {**said, "note": silence}
@@ -187,7 +197,7 @@ class SoftLabels:
 class Weights(Single):
     """Model weights up, their average down: FedAvg."""
 
-    def __init__(self, job: Job, roster: Roster) -> None:
+    def __init__(self, job: Job, roster: Roster, recorder: Recorder) -> None:
         names = set(job.scenario.model.names)
         if len(names) > 1:
             raise FedkdError(
@@ -202,10 +212,14 @@ class Weights(Single):
         self._weights = torch.cat([w.detach().flatten() for w in model.parameters()]).numpy()
         self._average = WeightAverage()
         self._scenario = job.scenario
+        self._recorder = recorder
+        self._about = About("weights", 0, roster.n_classes, roster.positions)
 
     def ask(self, round_: int, talk: Talk) -> payload.Bytes | None:
         """The weights so far."""
         self._average = WeightAverage()
+        self._recorder.start(round_, self._about)
+        self._record(START, self._weights)
         return payload.encode_weights(self._weights, -1, round_)
 
     def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
@@ -216,6 +230,7 @@ class Weights(Single):
             data, client=client, round_=round_, size=len(self._weights)
         )
         self._average.add(weights, n_samples)
+        self._record(client, weights, n_samples)
         return {}
 
     def tell(self, round_: int, talk: Talk) -> Told:
@@ -226,9 +241,13 @@ class Weights(Single):
         average = self._average.finish()
         if average is not None:
             self._weights = average
+        self._record(SERVER, self._weights)
         if not self._scenario.measures(round_):
             return None, {}
         return payload.encode_weights(self._weights, -1, round_), {}
+
+    def _record(self, client: int, weights: NDArray[np.float32], n_records: int = 0) -> None:
+        self._recorder.add("weights", client, np.array([n_records], np.int32), weights[None])
 
     def arrays(self) -> Arrays:
         """The weights."""
@@ -239,7 +258,7 @@ class Weights(Single):
         self._weights = arrays["weights"]
 
 
-def exchange_of(job: Job, roster: Roster, ledger: Ledger) -> Exchange:
+def exchange_of(job: Job, roster: Roster, ledger: Ledger, recorder: Recorder) -> Exchange:
     """The exchange of a job's method. Args: ledger: the server's own, of what it tells."""
     match job.scenario.method.exchange:
         case "none":
@@ -248,7 +267,7 @@ def exchange_of(job: Job, roster: Roster, ledger: Ledger) -> Exchange:
             return ProxyLabels(roster)
         case "soft-labels":
             if isinstance(job.scenario.privacy.server, SecureAggregation):
-                return SecureSum(job, roster)
-            return SoftLabels(job, roster, ledger)
+                return SecureSum(job, roster, recorder)
+            return SoftLabels(job, roster, ledger, recorder)
         case "weights":
-            return Weights(job, roster)
+            return Weights(job, roster, recorder)

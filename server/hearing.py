@@ -48,15 +48,6 @@ class Hearing:
         self._strata = strata
         self.votes: Votes = self._rule.start(sizes.n_samples, sizes.n_classes)
 
-    def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
-        """Check one client's answers, add them to the votes, and measure the client's filter.
-
-        Raises: PayloadError if they break the contract; the votes are then as they were.
-        """
-        if data is None:
-            raise PayloadError("no answers in the reply")
-        return self.take(self.check(round_, client, data))
-
     def check(self, round_: int, client: int, data: payload.Bytes) -> AnyAnswer:
         """One client's answers, decoded. Raises: PayloadError if they break the contract."""
         sizes = {"n_samples": self._sizes.n_samples, "n_classes": self._sizes.n_classes}
@@ -82,7 +73,7 @@ class Hearing:
     def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
         """Check a sum of clients' answers and add it to the votes; return the clients.
 
-        Raises: PayloadError as `hear`.
+        Raises: PayloadError as `check`.
         """
         sizes = {"n_samples": self._sizes.n_samples, "n_classes": self._sizes.n_classes}
         partial = payload.decode_partial(data, round_=round_, **sizes)

@@ -18,22 +18,36 @@ from server.calls import Read, Reply, ask, payload_of
 from server.checkpoint import Checkpoint
 from server.events import EventLog
 from server.exchanges import Exchange, exchange_of
+from server.recorder import Recorder
 from server.setup import Job, Roster, set_up
 
 Report = dict[str, Any]
+UNRECORDED = "audit_mb is used up: neither this round nor any later one is recorded"
 
 
-def run(grid: Grid, job: Job, log: EventLog, ledger: Ledger, checkpoints: Path | None) -> None:
+def run(
+    grid: Grid,
+    job: Job,
+    log: EventLog,
+    ledger: Ledger,
+    recorder: Recorder,
+    checkpoints: Path | None,
+) -> None:
     """Every round of a job; from the newest checkpoint on, if there is one."""
     saved = checkpoint.latest(checkpoints) if checkpoints else None
     log.cut(saved.note["events_bytes"] if saved else 0)
+    recorder.cut(saved.round if saved else 0)
     roster = set_up(grid, job, EventLog(None) if saved else log)
-    exchange = exchange_of(job, roster, ledger)
+    if roster.packed is not None:
+        recorder.pool(roster.packed)
+    exchange = exchange_of(job, roster, ledger, recorder)
     if saved:
         exchange.restore(saved.arrays)
         roster.holders.update(saved.note["holders"])
     for round_ in range(saved.round + 1 if saved else 1, job.scenario.training.rounds + 1):
         play(grid, job, log, roster, exchange, round_)
+        if recorder.finish():
+            log.emit("unrecorded", round=round_, note=UNRECORDED)
         if checkpoints:
             log.sync()
             note = {"events_bytes": log.size(), "holders": sorted(roster.holders)}

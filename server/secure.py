@@ -25,11 +25,13 @@ from fedkd.errors import FedkdError, PayloadError
 from fedkd.exchange.combine import Consensus
 from fedkd.protection import SecureAggregation
 from privacy import protect, secagg
+from privacy.audit.recording import SERVER, About
 from privacy.secagg import Blinded, Cohort
 from privacy.sensitivity import project
 from server import measures
 from server.calls import Talk
 from server.hearing import Single
+from server.recorder import Recorder
 from server.setup import Job, Roster
 
 CLEAR = 2.0
@@ -39,7 +41,7 @@ CLEAR = 2.0
 class SecureSum(Single):
     """Blinded tables up, the consensus of their sum down."""
 
-    def __init__(self, job: Job, roster: Roster) -> None:
+    def __init__(self, job: Job, roster: Roster, recorder: Recorder) -> None:
         row = job.scenario.privacy.server
         assert isinstance(row, SecureAggregation)
         assert roster.pool is not None  # every method of this exchange uses a pool
@@ -55,6 +57,8 @@ class SecureSum(Single):
         self._std = row.sigma
         self._truth = roster.truth
         self._shape = (len(roster.pool.x) * roster.positions, roster.n_classes + 1)
+        self._recorder = recorder
+        self._about = About("soft labels", self._shape[0], roster.n_classes, roster.positions)
         self._cohort: Cohort | None = None
         self._total: Blinded = np.zeros(self._shape, np.uint64)
         self._present: set[int] = set()
@@ -74,6 +78,7 @@ class SecureSum(Single):
         self._total = np.zeros(self._shape, np.uint64)
         self._present = set()
         self._open = True
+        self._recorder.start(round_, self._about)
         return None if self._cohort is None else payload_secure.encode_cohort(public, (), round_)
 
     def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
@@ -96,6 +101,10 @@ class SecureSum(Single):
         """The consensus; nothing, with a note, if the sum is lost or nobody answered."""
         sums, note = self._sums(round_, talk)
         self._consensus = self._mean(sums)
+        if len(sums):
+            self._recorder.add("sum", SERVER, np.arange(len(sums), dtype=np.int32), sums)
+            self._recorder.summed(self._present)
+        self._recorder.add("answers", SERVER, *self._consensus)
         said = measures.of_consensus(self._consensus, self._shape[0], self._truth)
         said["n_summed"] = len(self._present)
         if len(self._consensus.ids) == 0:

@@ -16,7 +16,7 @@ from scipy import stats
 from fedkd import training
 from fedkd.config import Phase
 from fedkd.data import federation
-from fedkd.data.canaries import Canaries, insert
+from fedkd.data.canaries import IMAGES, Canaries, insert, sentences
 from fedkd.data.dataset import split_test, stratified
 from fedkd.data.partition import PARTITIONS, Iid
 from fedkd.data.proxy import Contributed, Foreign, Public
@@ -171,7 +171,13 @@ def hold_out() -> list[torch.Tensor]:
 def plant() -> list[torch.Tensor]:
     drawn = Canaries(each=3).draw([4, 2], seed=1)
     x, y = Pydoc().load().test.rows(np.arange(20))
-    return list(insert(x, y, drawn, "characters", stream(1, "test")))
+    return list(insert(x, y, *sentences(drawn, "characters", 64), stream(1, "test")))
+
+
+def plant_images(name: str) -> list[torch.Tensor]:
+    canaries = Canaries.model_validate({"format": name, "assign": "coin", "holders": 2})
+    world = federation.build(Digits(), Iid(clients=3), Public(size=100), 0.1, 1, canaries)
+    return [*world.canary_records(), *world.client(1)]
 
 
 FOREIGN = Foreign(source=Digits(test_fraction=0.5), size=50)
@@ -194,6 +200,7 @@ FOREIGN = Foreign(source=Digits(test_fraction=0.5), size=50)
         pytest.param(lambda: fit_score(per_class=True), id="kmeans per class"),
         pytest.param(hold_out, id="test set"),
         pytest.param(plant, id="canaries"),
+        *(pytest.param(lambda name=name: plant_images(name), id=name) for name in IMAGES),
     ],
 )
 def test_no_global_generator_is_read_or_moved(act: Callable[[], list[torch.Tensor]]) -> None:

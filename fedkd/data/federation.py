@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkd.data.canaries import Canaries, Canary, insert, sentences
-from fedkd.data.dataset import Dataset, stratified
-from fedkd.data.partition import Partition
+from fedkd.data.canaries import IMAGES, TEXTS, Canaries, Canary, insert, sentences
+from fedkd.data.canary_images import HELD_OUT, hold_out, images
+from fedkd.data.dataset import NO_LABEL, Dataset, stratified
+from fedkd.data.partition import Natural, Partition
 from fedkd.data.proxy import Contributed, Foreign, Proxy, Public
 from fedkd.data.sources import Source, load
 from fedkd.data.split import Ids
@@ -34,7 +35,7 @@ class Federation:
     `contributed`, int64 [k_i] for each client i, the latter empty unless clients contribute the
     proxy; `public_x` [p, c, h, w], `public_y` int64 [p] or [p, L] and `public_strata` int64 [p],
     or None where there is no public or foreign proxy; of a foreign one only `public_x` is known.
-    `canaries` are sentences that their clients' data hold besides what `private` says.
+    `canaries` are records that their clients' data hold besides what `private` says.
     """
 
     train: Dataset
@@ -49,6 +50,10 @@ class Federation:
     tokens: Tokens | None
     """How the texts were read; None for images."""
     seed: int
+    planted: tuple[Tensor, Tensor] | None = None
+    """The records of the canaries, see `canary_records`; None without canaries."""
+    first_in_proxy: int | None = None
+    """The proxy record that is the first canary, the others follow; None if none is there."""
 
     @property
     def n_clients(self) -> int:
@@ -69,12 +74,39 @@ class Federation:
         The records of its canaries are among them.
         """
         x, y = self.train.rows(self.private[i])
-        mine = [canary for canary in self.canaries if canary.client == i]
-        if not mine or self.tokens is None:
+        if self.planted is None:
             return x, y
-        return insert(
-            x, y, mine, self.tokens, stream(self.seed, "data", client=i, purpose="canaries")
-        )
+        numbers = np.arange(len(self.canaries))
+        copies = torch.from_numpy(numbers.repeat([each.copies(i) for each in self.canaries]))
+        more_x, more_y = self.planted
+        rng = stream(self.seed, "data", client=i, purpose="canaries")
+        return insert(x, y, more_x[copies], more_y[copies], rng)
+
+    def canary_records(self) -> tuple[Tensor, Tensor]:
+        """The record of each of the m canaries, controls too, in the order of `canaries`.
+
+        Shapes: x [m, c, h, w] in the dtype of `train`; y int64 [m] or [m, L], what it is taught as.
+        """
+        if self.planted is None:
+            return self.train.rows(np.empty(0, np.int64))
+        return self.planted
+
+    def canary_copies(self) -> Ids:
+        """How often each client's data hold each canary: int64 [m, clients]; controls are rows of
+        zeros."""
+        copies = np.zeros((len(self.canaries), self.n_clients), np.int64)
+        for number, canary in enumerate(self.canaries):
+            copies[number, [canary.client, *canary.others]] = canary.repetitions
+        return copies
+
+    def canary_proxy_ids(self) -> Ids | None:
+        """The proxy samples that are each canary: int64 [m, 1] of images, [m, L] of texts; None
+        where the proxy set does not hold them."""
+        if self.first_in_proxy is None:
+            return None
+        positions = self.train.x.shape[3] if self.train.is_text else 1
+        start, n = self.first_in_proxy * positions, len(self.canaries)
+        return np.arange(start, start + n * positions).reshape(n, positions)
 
     def proxy_truth(self) -> tuple[Ids, Ids] | None:
         """Labels [p] or [p, L] and strata [p] of the proxy set, for a simulation to measure by.
@@ -105,16 +137,27 @@ def build(
     """Load, hold out, partition: the same arguments give the same federation.
 
     `validation` is the fraction of the training set, in [0, 1), to hold out, stratified by
-    class. It goes first, then a public proxy, then the partition; without a proxy nothing more
-    is set aside. The result is kept and shared, so nobody may write to its arrays.
+    class. It goes first, then images that canaries are made of, so that these do not hang on the
+    proxy, then a public proxy, then the partition; else nothing is set aside.
+    The result is kept and shared, so nobody may write to its arrays.
     Raises: FedkdError as the parts do, where a foreign proxy is the private data itself, and for
-        canaries in images, or in a proxy set that is not public.
+        canaries of another kind than the data, that do not fit into a record, or are to be in a
+        proxy set that is not public.
     """
     splits = load(source)
     train = splits.train
     count = _validation_count(validation, len(train))
     validation_ids = stratified(train.strata, count, stream(seed, "data", purpose="validation"))
     rest = np.setdiff1d(np.arange(len(train)), validation_ids)
+    tokens = source.tokens if isinstance(source, Reading) else None
+
+    held_out = np.empty(0, np.int64)
+    if canaries is not None:
+        _check(canaries, source, proxy)
+        if canaries.format in HELD_OUT:
+            n_canaries = canaries.per_client * _n_clients(partition, train, rest)
+            held_out = hold_out(rest, n_canaries, seed)
+            rest = np.setdiff1d(rest, held_out)
 
     public_x = public_y = public_strata = None
     if isinstance(proxy, Public):
@@ -134,27 +177,32 @@ def build(
         public_x = proxy.images((channels, height, width), seed, vocabulary)
 
     private, contributed = _share_out(rest, train, partition, proxy, seed)
-    tokens = source.tokens if isinstance(source, Reading) else None
     planted: tuple[Canary, ...] = ()
+    planted_records, first_in_proxy = None, None
     if canaries is not None:
-        if tokens is None:
-            raise FedkdError(
-                "canaries are sentences, so the data must be text",
-                value=source.name,
-                fix='data.name = "pydoc" or "text", or drop the section canaries',
-            )
-        if canaries.in_proxy and isinstance(proxy, Contributed | Foreign):
-            raise FedkdError(
-                "only a public proxy set can hold the canaries",
-                value=proxy.name,
-                fix='proxy.name = "public", or canaries.in_proxy = false',
-            )
         planted = canaries.draw(range(len(private)), seed)
+        if canaries.format in HELD_OUT and len(planted) != len(held_out):
+            raise FedkdError(
+                "the canaries' images took all that an owner has",
+                value=f"{len(private)} owners left",
+                fix='fewer canaries, or canaries.format = "noise"',
+            )
+        if tokens is None:
+            planted_records = images(planted, train, held_out, seed)
+        else:
+            planted_records = sentences(planted, tokens, train.x.shape[3])
         if canaries.in_proxy and public_x is not None and public_y is not None:
-            homes = np.array([train.strata[private[c.client][0]] for c in planted], np.int64)
-            x, y = sentences(planted, tokens, train.x.shape[3])
-            public_x, public_y = torch.cat([public_x, x]), torch.cat([public_y, y])
-            public_strata = np.concatenate([public_strata, homes])
+            first_in_proxy = len(public_x)
+            x, y = planted_records
+            # A label that was made up is nothing to measure by, or to teach as the truth.
+            truth = y if train.is_text else torch.full_like(y, NO_LABEL)
+            strata = (
+                np.array([train.strata[private[c.client][0]] for c in planted], np.int64)
+                if train.is_text
+                else y.numpy()
+            )
+            public_x, public_y = torch.cat([public_x, x]), torch.cat([public_y, truth])
+            public_strata = np.concatenate([public_strata, strata])
     return Federation(
         train=train,
         test=splits.test,
@@ -167,7 +215,34 @@ def build(
         canaries=planted,
         tokens=tokens,
         seed=seed,
+        planted=planted_records,
+        first_in_proxy=first_in_proxy,
     )
+
+
+def _check(canaries: Canaries, source: Source, proxy: Proxy | None) -> None:
+    """Raises: FedkdError for canaries that these data, or this proxy set, cannot hold."""
+    allowed = TEXTS if isinstance(source, Reading) else IMAGES
+    if canaries.format not in allowed:
+        raise FedkdError(
+            f"the data {source.name} cannot hold canaries of this format",
+            value=canaries.format,
+            allowed=", ".join(allowed),
+            fix="set canaries.format, or drop the section canaries",
+        )
+    if canaries.in_proxy and isinstance(proxy, Contributed | Foreign):
+        raise FedkdError(
+            "only a public proxy set can hold the canaries",
+            value=proxy.name,
+            fix='proxy.name = "public", or canaries.in_proxy = false',
+        )
+
+
+def _n_clients(partition: Partition, train: Dataset, rest: Ids) -> int:
+    """How many clients a partition of the records `rest` has."""
+    if not isinstance(partition, Natural):
+        return partition.clients
+    return 0 if train.client_ids is None else len(np.unique(train.client_ids[rest]))
 
 
 def _share_out(

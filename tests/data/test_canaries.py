@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
 
-from fedkd.data.canaries import FORMATS, Canaries, Canary, Format, insert
+from fedkd.data.canaries import FORMATS, Canaries, Canary, Format, insert, sentences
 from fedkd.data.text import records
 from fedkd.data.tokens import decode, encode
 from fedkd.errors import FedkdError
@@ -32,7 +32,12 @@ def test_numbers_and_candidates_are_one_order(blanks: list[str]) -> None:
 
 def test_the_spaces_are_as_large_as_they_say() -> None:
     sizes = {name: chosen.size for name, chosen in FORMATS.items()}
-    assert sizes == {"pin": 10**4, "number-plate": 676_000, "access-code": 10**6}
+    assert sizes == {
+        "pin": 10**4,
+        "number-plate": 676_000,
+        "access-code": 10**6,
+        "rendered": 10**4,
+    }
     assert FORMATS["number-plate"].secret(0) == "AA000"
     assert FORMATS["access-code"].index("012345") == 12345
 
@@ -70,6 +75,15 @@ def test_negative_repetitions_are_refused() -> None:
         Canaries(repetitions=(1, -1))
 
 
+def planted(
+    x: torch.Tensor, y: torch.Tensor, canaries: list[Canary], seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The records with each canary's copies among them."""
+    copies = [canary for canary in canaries for _ in range(canary.repetitions)]
+    more = sentences(copies, "characters", x.shape[3]) if copies else (x[:0], y[:0])
+    return insert(x, y, *more, np.random.default_rng(seed))
+
+
 def texts(x: torch.Tensor) -> list[str]:
     return [decode(row.numpy(), "characters").rstrip("\N{REPLACEMENT CHARACTER}") for row in x]
 
@@ -82,7 +96,7 @@ def test_records_stay_and_sentences_come(n: int, repetitions: list[int], seed: i
         Canary(0, k, "pin", f"The card PIN of Ann {'ABC'[i]} is ", f"000{i}")
         for i, k in enumerate(repetitions)
     ]
-    all_x, all_y = insert(x, y, canaries, "characters", np.random.default_rng(seed))
+    all_x, all_y = planted(x, y, canaries, seed)
     assert (all_x.dtype, all_y.dtype) == (torch.int16, torch.int64)
     assert len(all_x) == len(all_y) == n + sum(repetitions)
     counted = Counter(texts(all_x.flatten(1)))
@@ -102,7 +116,7 @@ def test_places_are_drawn_from_the_generator() -> None:
     canary = Canary(0, 1, "pin", "The card PIN of Ann A is ", "0007")
 
     def place(seed: int) -> int:
-        found = insert(x, y, [canary], "characters", np.random.default_rng(seed))[0]
+        found = planted(x, y, [canary], seed)[0]
         wanted = torch.from_numpy(encode("The card", "characters"))
         return int((found[:, 0, 0, :8] == wanted).all(1).nonzero())
 
@@ -113,9 +127,8 @@ def test_places_are_drawn_from_the_generator() -> None:
 def test_a_sentence_must_fit_into_a_record() -> None:
     canary = Canary(0, 1, "pin", "The card PIN of Ann A is ", "0007")  # 30 characters
     for length, fits in ((29, True), (28, False)):
-        x, y = records(np.ones(length + 1, np.int16), length)
         if fits:
-            assert len(insert(x, y, [canary], "characters", np.random.default_rng(0))[0]) == 2
+            assert len(sentences([canary], "characters", length)[0]) == 1
             continue
         with pytest.raises(FedkdError, match=r"got '30 characters in 28 \+ 1 tokens'"):
-            insert(x, y, [canary], "characters", np.random.default_rng(0))
+            sentences([canary], "characters", length)

@@ -280,9 +280,11 @@ def test_canaries_in_the_proxy_come_after_it_with_a_topic_of_their_client() -> N
     assert truth[0].shape == (312, 64)
 
 
-def test_canaries_are_refused_in_images_and_in_other_proxies() -> None:
-    with pytest.raises(FedkdError, match="the data must be text"):
+def test_canaries_are_refused_in_other_data_and_in_other_proxies() -> None:
+    with pytest.raises(FedkdError, match=r"the data digits cannot hold.*allowed: mislabelled, "):
         build(Digits(), Iid(), Public(size=50), 0.1, 1, Canaries())
+    with pytest.raises(FedkdError, match=r"the data pydoc cannot hold.*allowed: pin, "):
+        planted(None, Canaries(format="noise"))
     foreign = Foreign(source=Pydoc(owners=3))
     for proxy in (Contributed(), foreign):
         with pytest.raises(FedkdError, match="only a public proxy set can hold the canaries"):

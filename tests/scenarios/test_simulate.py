@@ -184,6 +184,21 @@ def test_models_may_differ_between_clients() -> None:
         simulate(small(model={"names": ["mlp", "cnn"]}, method={"name": "fedavg"}))
 
 
+def test_a_canary_that_does_not_fit_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    """The sentence is longer than a record, in a scenario that would only meet it when training."""
+    scenario = small(
+        data={"name": "pydoc", "owners": 3, "length": 16},
+        partition={"name": "natural"},
+        proxy={"name": "public", "size": 20},
+        canaries={"repetitions": [0, 1]},
+        model={"names": ["gru"]},
+        method={"name": "no-filter"},
+    )
+    with pytest.raises(FedkdError, match=r"does not fit into one record.*fix: raise data.length"):
+        simulate(scenario, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_broken_checkpoint_can_be_deleted_and_the_run_goes_on_from_the_one_before(
     tmp_path: Path,
 ) -> None:

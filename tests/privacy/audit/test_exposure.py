@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from fedkd.data.canaries import FORMATS, Canaries, Canary, insert
+from fedkd.data.canaries import FORMATS, Canaries, Canary, insert, sentences
 from fedkd.data.dataset import as_input
 from fedkd.data.sources import load
 from fedkd.data.text import Pydoc
@@ -120,7 +120,8 @@ def test_what_is_repeated_is_remembered() -> None:
     train = load(Pydoc()).train
     mine = np.flatnonzero(train.client_ids == 0)[:80]
     drawn = Canaries(repetitions=(0, 0, 0, 0, 16, 16)).draw([0], seed=2)
-    x, y = insert(*train.rows(mine), drawn, "characters", stream(2, "canary", client=0))
+    more = sentences([c for c in drawn for _ in range(c.repetitions)], "characters", 64)
+    x, y = insert(*train.rows(mine), *more, stream(2, "canary", client=0))
     net = model("gru")
     step_with = torch.optim.Adam(net.parameters(), lr=5e-3)
     draws = stream(2, "test")
