@@ -7,6 +7,7 @@ what an interrupted part has left is never read.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,9 @@ OBSERVERS = {
     "student": "whoever reads the final model of another client",
 }
 """From where one looks, in the order of tables and plots."""
+
+EPSILON = "epsilon at least"
+"""The measure that its ceiling contradicts where it lies above."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +48,16 @@ class Finding:
     most: float | None = None
     """The cap."""
     ceiling: float | None = None
-    """The most that the ledger allows any attack."""
+    """The most that the ledger allows any attack; None where it promises nothing."""
     n: int = 0
     """Targets, or pairs, that it is of."""
     note: str = ""
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether the ledger promises less than was found: then one of the two is wrong."""
+        known = self.measure == EPSILON and self.value is not None and self.ceiling is not None
+        return known and self.value > self.ceiling  # type: ignore[operator]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,37 +82,62 @@ def append(
     folder = cell / "audit"
     folder.mkdir(parents=True, exist_ok=True)
     last = {"part": part, "done": True, **done}
-    with (folder / "curves.jsonl").open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in [*map(asdict, curves), last])
-    with (folder / "findings.jsonl").open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in [*map(asdict, findings), last])
+    # The findings last: they are what says that a part is done.
+    for path, lines in ((_curves(cell), curves), (_findings(cell), findings)):
+        text = "".join(json.dumps(line) + "\n" for line in [*map(asdict, lines), last])
+        with path.open("ab") as file:
+            file.truncate(_whole(path))
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read(cell: Path) -> list[Finding]:
     """The findings of the parts that are done, in the order written; none without an audit."""
-    return [Finding(**line) for line in _done(cell / "audit" / "findings.jsonl")]
+    return [Finding(**line) for part in _done(_findings(cell)).values() for line in part[:-1]]
 
 
 def read_curves(cell: Path) -> list[Curve]:
     """The curves of the parts that are done."""
-    found = list(_done(cell / "audit" / "curves.jsonl"))
-    return [Curve(**{**line, "x": tuple(line["x"]), "y": tuple(line["y"])}) for line in found]
+    return [
+        Curve(**{**line, "x": tuple(line["x"]), "y": tuple(line["y"])})
+        for part in _done(_curves(cell)).values()
+        for line in part[:-1]
+    ]
 
 
-def _done(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of each part up to the one that says it is done; of a repeated part, the last."""
-    if not path.exists():
-        return
-    open_: dict[str, list[dict[str, Any]]] = {}
-    done: dict[str, list[dict[str, Any]]] = {}
-    with path.open(encoding="utf-8") as file:
-        for text in file:
-            if not text.endswith("\n"):  # cut short by a crash
-                break
-            line = json.loads(text)
-            if line.get("done"):
-                done[line["part"]] = open_.pop(line["part"], [])
-            else:
-                open_.setdefault(line["part"], []).append(line)
-    for lines in done.values():
-        yield from lines
+def done(cell: Path) -> dict[str, dict[str, Any]]:
+    """What the last line of each part that is done says of it."""
+    return {name: part[-1] for name, part in _done(_findings(cell)).items()}
+
+
+def _findings(cell: Path) -> Path:
+    return cell / "audit" / "findings.jsonl"
+
+
+def _curves(cell: Path) -> Path:
+    return cell / "audit" / "curves.jsonl"
+
+
+def _whole(path: Path) -> int:
+    """How many bytes of a file are whole lines: a crash may have torn the last."""
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def _done(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The lines of each part with the one that says it is done; of a repeated part, the last."""
+    left: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in _lines(path):
+        lines = left.setdefault(line["part"], [])
+        lines.append(line)
+        if line.get("done"):
+            found.pop(line["part"], None)
+            found[line["part"]] = left.pop(line["part"])
+    return found
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        for text in path.read_bytes()[: _whole(path)].splitlines():
+            yield json.loads(text)

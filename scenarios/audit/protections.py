@@ -83,7 +83,9 @@ def chosen(scenario: Scenario, name: str) -> Chosen:
             what = on_target(what, value)
     kinds: tuple[Kind, ...] = ("nothing", "empirical", "hidden in a sum", "proved")
     return Chosen(
-        name="+".join(f"{key}:{value:g}" if PROTECTIONS[key].takes else key for key, value in parts),
+        name="+".join(
+            f"{key}:{value:g}" if PROTECTIONS[key].takes else key for key, value in parts
+        ),
         kind=max((PROTECTIONS[key].kind for key, _ in parts), key=kinds.index),
         scenario=what,
     )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scenarios.audit.findings import OBSERVERS, Curve, Finding, read, read_curves
+from scenarios.audit.findings import EPSILON, OBSERVERS, Curve, Finding, read, read_curves
 from scenarios.results import Result
 from scenarios.simulate import Plan
 
@@ -22,7 +22,6 @@ CONTROLS = "controls"
 """The name under which exposures of secrets that nobody holds are kept."""
 OUTSIDE = tuple(observer for observer in OBSERVERS if observer != "owner")
 """Those who are not the client itself: what they find has leaked."""
-EPSILON = "epsilon at least"
 
 
 class Measure(NamedTuple):
@@ -209,20 +208,14 @@ def over_seeds(by_seed: Sequence[Sequence[Finding]]) -> list[Reading]:
 
 
 def contradictions(findings: Iterable[Finding]) -> list[str]:
-    """Where a finding is surely above what the ledger allows any attack: one of them is wrong.
-
-    A lower bound of epsilon is sure as it is, at its confidence; of others the interval's end is.
-    """
-    found = []
-    for one in findings:
-        sure = one.value if one.measure == EPSILON else one.low
-        if sure is not None and one.ceiling is not None and sure > one.ceiling:
-            form = measure(one.measure).form.format
-            found.append(
-                f"{one.attack} on {one.target} as {one.observer}: {measure(one.measure).title} "
-                f"is at least {form(sure)}, and the ledger allows {form(one.ceiling)}"
-            )
-    return found
+    """Where more was found than the ledger allows, in words: one of the two is wrong."""
+    form = MEASURES[EPSILON].form.format
+    return [
+        f"{one.attack} on {one.target} ({one.observer}): {EPSILON} {form(one.value)}, and the "
+        f"ledger allows {form(one.ceiling)}"
+        for one in findings
+        if one.contradicts
+    ]
 
 
 def _strength(reading: Reading) -> float:

@@ -1,4 +1,4 @@
-"""The table of protections: each row changes what it says, and what it promises is what it costs."""
+"""The table of protections: each changes what it says, and costs what it promises."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def after(before: Scenario, name: str) -> dict[str, Any]:
-    return {key: new for key, (_, new) in differences(before, chosen(before, name).scenario).items()}
+    return {
+        key: new for key, (_, new) in differences(before, chosen(before, name).scenario).items()
+    }
 
 
 @pytest.mark.parametrize("name", CHANGES)
