@@ -67,7 +67,7 @@ def simulate(
     if run_folder is None:
         cells = [_run_cell(plan, None, listener) for plan in plans(scenario)]
     else:
-        with _locked(run_folder):
+        with locked(run_folder):
             _keep_scenario(run_folder, scenario)
             cells = [_run_cell(plan, run_folder, listener) for plan in plans(scenario)]
     return Result(scenario=scenario, folder=run_folder, cells=tuple(cells))
@@ -195,10 +195,13 @@ def _keep_scenario(folder: Path, scenario: Scenario) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second process out of the run folder; the lock goes with the process."""
+def locked(folder: Path, name: str = "lock") -> Iterator[None]:
+    """Keep a second process out of the run folder; the lock goes with the process.
+
+    Args: name: of what is locked; an audit's keeps out other audits, and not the run.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
+    with (folder / name).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -1,1 +1,1 @@
-"""Audits of runs: what leaked, to whom, and how that compares with what was promised."""
+"""ByName of runs: what leaked, to whom, and how that compares with what was promised."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 OBSERVERS = {
     "owner": "the client's own model: no observer, the most that there is to leak",
@@ -73,6 +73,15 @@ class Curve:
     y: tuple[float, ...] = field(default=())
     n: int = 0
     """Of a ROC: the non-members, on which the smallest FPR depends; of a histogram: its values."""
+
+
+class Found(NamedTuple):
+    """What a part gives."""
+
+    findings: Sequence[Finding]
+    curves: Sequence[Curve] = ()
+    note: str = ""
+    """What could not be measured, and why."""
 
 
 def append(

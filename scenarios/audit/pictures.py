@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from privacy.audit.exposure import NULL_BITS
 from privacy.audit.roc import smallest_fpr
 from scenarios.audit.findings import OBSERVERS, Curve
-from scenarios.audit.reading import CONTROLS, NULL, Audit, Audits, measure
+from scenarios.audit.reading import CONTROLS, NULL, ByName, Leaks, measure
 from scenarios.report.figures import (
     FAINT,
     INK,
@@ -62,7 +62,7 @@ class Point(NamedTuple):
     proved: bool
 
 
-def leakage(audits: Audits) -> Figure | None:
+def leakage(audits: ByName) -> Figure | None:
     """Heat maps, rows by observers: the strongest attack's figure; the darker, the more leaks."""
     shown = [pair for pair in LEADING if any(pair in one.asked() for one in audits.values())]
     if not shown:
@@ -81,7 +81,7 @@ def leakage(audits: Audits) -> Figure | None:
         form = measure(pair[1]).form.format
         for y, row in enumerate(found):
             for x, one in enumerate(row):
-                text = "-" if one is None or one.mean is None else form(one.mean)
+                text = "-" if one is None else f"{form(one.mean)}{'' if one.supported else '?'}"
                 axes.text(x, y, text, ha="center", va="center", fontsize=8.5, color=INK)
         axes.set_xticks(range(len(OBSERVERS)), list(OBSERVERS))
         axes.set_yticks(range(len(audits)), list(audits))
@@ -89,7 +89,7 @@ def leakage(audits: Audits) -> Figure | None:
     return plot
 
 
-def utility(audits: Audits, points: Mapping[str, Point], name: str) -> Figure | None:
+def utility(audits: ByName, points: Mapping[str, Point], name: str) -> Figure | None:
     """Utility against the worst observer's figure, a panel for each leading measure.
 
     Filled: the ledgers hold an epsilon. `name`: of the utility. An axis on which less is better, as
@@ -145,7 +145,7 @@ def utility(audits: Audits, points: Mapping[str, Point], name: str) -> Figure | 
     return plot
 
 
-def exposures(audits: Audits) -> Figure | None:
+def exposures(audits: ByName) -> Figure | None:
     """Histograms of exposure, a panel for each observer; a dotted line where chance is.
 
     Each line is the strongest attack of a row, over all its seeds; grey are secrets nobody holds.
@@ -191,7 +191,7 @@ def exposures(audits: Audits) -> Figure | None:
     return plot
 
 
-def rocs(audits: Audits) -> Figure | None:
+def rocs(audits: ByName) -> Figure | None:
     """ROC on logarithmic axes, a panel for each observer, mean TPR over seeds.
 
     Of several rows the attack with the greatest AUC each; of one row, every attack. A dashed line
@@ -243,7 +243,7 @@ Lines = Mapping[str, Mapping[str, list[Curve]]]
 """For each line of the key, its curves by observer, one a seed."""
 
 
-def _of(audit: Audit, kind: str, observer: str) -> list[Curve]:
+def _of(audit: Leaks, kind: str, observer: str) -> list[Curve]:
     return [
         curve
         for curves in audit.curves
@@ -252,7 +252,7 @@ def _of(audit: Audit, kind: str, observer: str) -> list[Curve]:
     ]
 
 
-def _by_observer(audit: Audit, kind: str) -> dict[str, list[Curve]]:
+def _by_observer(audit: Leaks, kind: str) -> dict[str, list[Curve]]:
     """The curves of each observer's strongest attack."""
     found = {}
     for observer in OBSERVERS:
@@ -265,7 +265,7 @@ def _by_observer(audit: Audit, kind: str) -> dict[str, list[Curve]]:
     return found
 
 
-def _by_attack(audit: Audit) -> dict[str, dict[str, list[Curve]]]:
+def _by_attack(audit: Leaks) -> dict[str, dict[str, list[Curve]]]:
     """The curves of every attack on what it finds most of, the strongest attacks first."""
     groups: dict[str, dict[str, dict[str, list[Curve]]]] = {}
     for observer in OBSERVERS:

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from fedkd import config
 from fedkd.config import Scenario
@@ -22,8 +22,9 @@ from fedkd.exchange.gate import needs_scores
 from fedkd.protection import Swing
 from scenarios.budget import on_target
 
-Kind = Literal["nothing", "empirical", "hidden in a sum", "proved"]
+Kind = Literal["nothing", "baseline", "empirical", "hidden in a sum", "proved"]
 """What a protection is meant to be, weakest first. Whether it is proved, the ledgers say."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
 BASELINE = "dpsgd-weak"
 """Beside every heuristic (Aerni, Zhang, Tramer 2024): training with so little noise that its
 epsilon says nothing often leaks no more, at the same accuracy."""
@@ -81,12 +82,11 @@ def chosen(scenario: Scenario, name: str) -> Chosen:
         what = _set(what, row.change(scenario, value))
         if row.on_target:
             what = on_target(what, value)
-    kinds: tuple[Kind, ...] = ("nothing", "empirical", "hidden in a sum", "proved")
     return Chosen(
         name="+".join(
             f"{key}:{value:g}" if PROTECTIONS[key].takes else key for key, value in parts
         ),
-        kind=max((PROTECTIONS[key].kind for key, _ in parts), key=kinds.index),
+        kind=max((PROTECTIONS[key].kind for key, _ in parts), key=KINDS.index),
         scenario=what,
     )
 
@@ -236,7 +236,7 @@ PROTECTIONS: dict[str, Protection] = {
     ),
     BASELINE: Protection(
         "DP-SGD with so little noise that its epsilon says nothing: what a heuristic must beat",
-        "proved",
+        "baseline",
         lambda scenario, _: _dp_sgd(scenario, "clip=1.0", "noise_multiplier=0.1"),
     ),
     "dpsgd": Protection(

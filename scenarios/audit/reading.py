@@ -19,7 +19,9 @@ from scenarios.simulate import Plan
 NULL = "null"
 """The part that attacks where there is nothing to find."""
 CONTROLS = "controls"
-"""The name under which exposures of secrets that nobody holds are kept."""
+"""The target, or in curves the attack, of exposures of secrets that nobody holds."""
+UNSUPPORTED = "smallest FPR"
+"""How the note begins where there are too few non-members for so small an FPR."""
 OUTSIDE = tuple(observer for observer in OBSERVERS if observer != "owner")
 """Those who are not the client itself: what they find has leaked."""
 
@@ -93,21 +95,30 @@ class Reading:
             return math.nan
         return min(max((self.mean - self.null) / (most - self.null), 0.0), 1.0)
 
+    @property
+    def supported(self) -> bool:
+        """Whether there are enough non-members for an FPR so small."""
+        return not self.finding.note.startswith(UNSUPPORTED)
+
     def __str__(self) -> str:
-        """The mean and the standard deviation, or the 95 % interval of a single seed."""
+        """The mean and the standard deviation, or the 95 % interval of a single seed.
+
+        With a question mark where it is not `supported`.
+        """
         form = measure(self.finding.measure).form.format
         if self.mean is None:
             return "-"
+        text = form(self.mean) + ("" if self.supported else "?")
         if self.sd is not None:
-            return f"{form(self.mean)} ± {form(self.sd)}"
+            return f"{text} ± {form(self.sd)}"
         low, high = self.finding.low, self.finding.high
         if low is None or high is None:
-            return form(self.mean)
-        return f"{form(self.mean)} ({form(low)} to {form(high)})"
+            return text
+        return f"{text} ({form(low)} to {form(high)})"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Audit:
+class Leaks:
     """What was found in one row, over its seeds."""
 
     seeds: tuple[int, ...]
@@ -145,14 +156,14 @@ class Audit:
             for reading in self.readings
             if (reading.finding.part, reading.finding.measure) == (part, what)
             and reading.finding.observer in observers
-            and reading.finding.attack != CONTROLS
+            and reading.finding.target != CONTROLS
             and adaptive in (None, reading.finding.adaptive)
             and reading.values
         ]
         return max(among, key=_strength, default=None)
 
 
-Audits = Mapping[str, Audit]
+ByName = Mapping[str, Leaks]
 """By row of a run, or by protection."""
 
 
@@ -161,7 +172,7 @@ def measure(key: str) -> Measure:
     return MEASURES.get(key, Measure(key))
 
 
-def audits(result: Result) -> dict[str, Audit]:
+def leaks(result: Result) -> dict[str, Leaks]:
     """What a run folder holds, by row; rows that were not audited are left out."""
     folder = result.folder
     if folder is None:
@@ -173,7 +184,7 @@ def audits(result: Result) -> dict[str, Audit]:
         by_seed = {seed: findings for seed, findings in by_seed.items() if findings}
         if not by_seed:
             continue
-        found[row] = Audit(
+        found[row] = Leaks(
             seeds=tuple(by_seed),
             readings=tuple(over_seeds(list(by_seed.values()))),
             curves=tuple(
