@@ -181,6 +181,7 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
     cohort: Cohort | None = None
     if isinstance(turns[0].client.scenario.privacy.server, protection.SecureAggregation):
         cohort, turns = _summed(turns)
+    turns = [turn for turn in turns if guard.may_summarise(turn.guard)]
     if not turns:
         return {}
     proxy = _proxy_of(turns[0])

@@ -15,22 +15,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from clients import degrees
 from clients.client import Client, ProxySet
 from clients.store import ClientStore
 from fedkd import protection, training
-from fedkd.data.tokens import VOCABULARY, Tokens, decode, encode
-from fedkd.exchange.kmeans import distances, kmeans
 from fedkd.models.zoo import Classifier
 from fedkd.rng import torch_stream
-from privacy import degrees, dpsgd, nfdp, private_filter, protect, swing
-from privacy.degrees import Evidence
+from privacy import dpsgd, nfdp, private_filter, protect, swing
+from privacy.degrees import Origin
 from privacy.ledger import Receipt, Release, SeenBy, What
-from privacy.ngrams import NGrams
 from privacy.protect import Claim, Occasion
 from privacy.totals import affords
 
@@ -77,11 +73,11 @@ def may_train(guard: Guard) -> bool:
     if isinstance(row, protection.PlainTraining):
         return True
     if isinstance(row, protection.DpSgd):
-        row = protect.dp_sgd_of(row, n, client.scenario.training, client.scenario.privacy.delta)
+        row = _calibrated(client, row, n)
     claim = protect.claim_of_training(row, n, client.scenario.training.local)
     most = None
     if isinstance(row, protection.DpSgd) and row.epsilon is not None:
-        most = protect.most_rows(client.scenario, n)
+        most = n * _most_rounds(client)
     return guard.charge(guard.entry("training", n, "no one", claim), most) is not None
 
 
@@ -95,7 +91,7 @@ def learn(client: Client, model: Classifier, x: Tensor, y: Tensor) -> int:
     scenario = client.scenario
     row, phase = scenario.privacy.training, scenario.training.local
     if isinstance(row, protection.DpSgd):
-        row = protect.dp_sgd_of(row, len(x), scenario.training, scenario.privacy.delta)
+        row = _calibrated(client, row, len(x))
         noise = torch_stream(client.seed, "client", client.round, client.id, "training noise")
         draws = client.draws("train")
         dpsgd.fit(model, x, y, _record_loss, phase, row, draws, noise)
@@ -106,6 +102,11 @@ def learn(client: Client, model: Classifier, x: Tensor, y: Tensor) -> int:
     x, y = x[kept.to(x.device)], y[kept.to(y.device)]
     training.fit(model, x, y, training.cross_entropy, phase, client.draws("train"))
     return training.n_learnt(len(x), phase)
+
+
+def _calibrated(client: Client, row: protection.DpSgd, n_records: int) -> protection.DpSgd:
+    scenario, n_clients = client.scenario, client.world.n_clients
+    return protect.dp_sgd_of(row, n_records, n_clients, scenario.training, scenario.privacy.delta)
 
 
 def _record_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -140,19 +141,54 @@ def _public(proxy: ProxySet, row: private_filter.Row, seed: int) -> private_filt
     return private_filter.Public.of(row, proxy.x.flatten(1).cpu(), generator)
 
 
+def may_summarise(guard: Guard) -> bool:
+    """Charge the summary that answers come from, once for the run; False if there can be none."""
+    client = guard.client
+    row = client.scenario.privacy.release
+    if not isinstance(row, protection.SummaryRelease):
+        return True
+    claim = protect.claim_of_summary(row, client.scenario.privacy.delta)
+    entry = guard.entry("summary", client.n_records, "no one", claim)
+    return guard.charge(entry.model_copy(update={"round": 0})) is not None
+
+
+def _taught(client: Client, proxy: ProxySet, records: Tensor) -> Tensor:
+    """What the client's private summary says of the proxy images [m]: float32 [m, classes].
+
+    Guarantee: `protect.claim_of_summary`, which `may_summarise` has charged: its noise is of round
+    0, so the same summary comes again.
+    """
+    scenario, row = client.scenario, client.scenario.privacy.release
+    assert isinstance(row, protection.SummaryRelease)
+    x, y = client.world.client(client.id)
+    summary = _public(proxy, row.made_as, client.seed).summarise(
+        training.inputs(x).flatten(1).cpu(),
+        y,
+        client.world.train.n_classes,
+        private_filter.summary_event(row.made_as, scenario.privacy.delta),
+        torch_stream(client.seed, "client", 0, client.id, "summary noise"),
+    )
+    asked = proxy.x.flatten(1).cpu()[records.cpu()]
+    return summary.teach(asked, scenario.method.release.temperature).float()
+
+
 def told(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) -> tuple[Tensor, Claim]:
     """What leaves for the logits [m * L, classes] of the records [m], and what may be claimed.
 
     Guarantee: the release's own, for the client; and the model's, for a record, where nothing but
     the model and what is public goes into the release. Temperatures by density read the records.
+    A summary answers without the model.
     Raises: FedkdError for logits that are not finite.
     """
     privacy = client.scenario.privacy
     if isinstance(privacy.release, protection.PlainRelease):
         values = client.scenario.method.release.release(logits)
         return values, protect.claim_of_model(privacy.training)
-    noise = torch_stream(client.seed, "client", client.round, client.id, "release noise")
     occasion = _occasion(client, proxy, records, logits)
+    if isinstance(privacy.release, protection.SummaryRelease):
+        claim = protect.claim_of_release(privacy, occasion, len(logits), logits.shape[1])
+        return _taught(client, proxy, records), claim
+    noise = torch_stream(client.seed, "client", client.round, client.id, "release noise")
     values, _ = protect.answers(privacy, logits, occasion, noise)
     return values, protect.claim_of_release(privacy, occasion, len(logits), logits.shape[1])
 
@@ -162,25 +198,29 @@ def most_told(client: Client, proxy: ProxySet) -> int | None:
     calibrated = protection.GaussianRelease | protection.LaplaceRelease
     if not isinstance(client.scenario.privacy.release, calibrated):
         return None
-    return protect.most_rows(client.scenario, proxy.n_samples)
+    return proxy.n_samples * _most_rounds(client)
+
+
+def _most_rounds(client: Client) -> int:
+    return protect.most_rounds(client.scenario.training, client.world.n_clients)
 
 
 def _occasion(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) -> Occasion:
     scenario = client.scenario
     row = scenario.privacy.release
     degree: Tensor | None = None
-    origin: degrees.Origin = "public"
+    origin: Origin = "public"
     pooled: tuple[int, ...] = ()
     if isinstance(row, protection.Swing):
-        if client.world.tokens is not None:
-            pooled = tuple(sorted(set(encode(row.pooled, client.world.tokens).tolist())))
-        if row.degree in protection.TEXT_DEGREES:
-            degree = public_degrees(proxy, row, client.world.tokens)[_positions(records, proxy)]
+        pooled = degrees.pooled(row, client.world.tokens)
+        of_all = degrees.public(proxy, row, client.world.tokens)
+        if of_all is not None:
+            degree = of_all[_positions(records, proxy)]
         else:
-            degree, origin = _private_degrees(client, proxy, row, records, logits), "private"
+            degree, origin = degrees.private(client, proxy, row, records, logits), "private"
     return Occasion(
         temperature=scenario.method.release.temperature,
-        most_rows=protect.most_rows(scenario, proxy.n_samples),
+        most_rows=proxy.n_samples * _most_rounds(client),
         delta=scenario.privacy.delta,
         degrees=degree,
         origin=origin,
@@ -193,57 +233,6 @@ def _positions(records: Tensor, proxy: ProxySet) -> Tensor:
     return (records.cpu()[:, None] * proxy.positions + within).reshape(-1)
 
 
-@lru_cache(maxsize=2)
-def public_degrees(proxy: ProxySet, row: protection.Swing, tokens: Tokens | None) -> Tensor:
-    """The degree of privacy [n * L] of each position of texts for proxy, from these alone.
-
-    Everybody can compute it, so each position has its own temperature. A position is as private as
-    the token that it predicts, the next one; what follows the record is taken to be as private as
-    its last token.
-    """
-    assert tokens is not None  # a scenario of images has no such degree
-    ids = proxy.x.flatten(1).cpu()
-    spans = [(t, t + 1) for t in range(proxy.positions)]
-    found = torch.zeros(ids.shape, dtype=torch.float64)
-    if row.degree == "patterns":
-        texts = [_characters(record.numpy(), tokens) for record in ids]
-        evidence = Evidence(texts=texts, offsets=[spans] * len(ids))
-        found = degrees.Patterns().degree(evidence).view(ids.shape)
-    else:
-        # By the other half of the records: to n-grams of its own record, no secret is a surprise.
-        for half in (0, 1):
-            ngrams = NGrams(ids[1 - half :: 2].tolist(), vocabulary=VOCABULARY[tokens])
-            mine = ids[half::2]
-            evidence = Evidence(ngrams=ngrams, tokens=mine.flatten(), offsets=[spans] * len(mine))
-            found[half::2] = degrees.Rarity().degree(evidence).view(mine.shape)
-    return torch.cat([found[:, 1:], found[:, -1:]], dim=1).flatten()
-
-
-def _characters(ids: NDArray[np.int64], tokens: Tokens) -> str:
-    """One character a token, also where tokens are bytes."""
-    if tokens == "bytes":
-        return ids.astype(np.uint8).tobytes().decode("latin-1")
-    return decode(ids.astype(np.int16), tokens)
-
-
-def _private_degrees(
-    client: Client, proxy: ProxySet, row: protection.Swing, records: Tensor, logits: Tensor
-) -> Tensor:
-    """The degree [m * L] of positions by what only the client knows.
-
-    `classes` asks the model which class a sample is of; `density` reads the private records.
-    """
-    if row.degree == "classes":
-        evidence = Evidence(labels=logits.argmax(dim=1).cpu())
-        return degrees.PrivateClasses(private=row.private_classes).degree(evidence)
-    x, _ = client.world.client(client.id)
-    mine = training.inputs(x).flatten(1).cpu()
-    centroids = kmeans(mine, 10, torch_stream(client.seed, "client", 0, client.id, "density"))
-    halfway = float(distances(mine, centroids).median()) or 1.0
-    near = distances(proxy.x.flatten(1).cpu()[records.cpu()], centroids)
-    return degrees.Density(halfway=halfway).degree(Evidence(distances=near))
-
-
 def lesson(client: Client, proxy: ProxySet, ids: Tensor, target: Tensor) -> Tensor:
     """What a student learns from under Swing: the target [m, classes] with T and weight beside.
 
@@ -251,10 +240,7 @@ def lesson(client: Client, proxy: ProxySet, ids: Tensor, target: Tensor) -> Tens
     """
     row = client.scenario.privacy.release
     assert isinstance(row, protection.Swing)
-    if row.degree in protection.TEXT_DEGREES:
-        degree = public_degrees(proxy, row, client.world.tokens)[ids]
-        swinging = protect.swing_of(row, "public")
-    else:
-        degree = torch.zeros(len(ids))
-        swinging = protect.swing_of(row, "private")
+    of_all = degrees.public(proxy, row, client.world.tokens)
+    degree = torch.zeros(len(ids)) if of_all is None else of_all[ids]
+    swinging = protect.swing_of(row, "private" if of_all is None else "public")
     return swing.rows(swing.Swung(target, swinging.told(degree), swinging.weights(degree)))

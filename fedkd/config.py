@@ -123,6 +123,19 @@ class Training(Section):
     timeout_s: float = Field(3600.0, gt=0)
     """How long the server waits for the replies of one step."""
 
+    def taking_part(self, n_clients: int) -> int:
+        """How many clients take part in a round.
+
+        >>> Training(participation=0.001).taking_part(10)
+        1
+        """
+        return max(1, round(self.participation * n_clients))
+
+    def rate(self, n_clients: int) -> float:
+        """The probability with which a client takes part in a round: `participation` but for
+        rounding, which counts where few take part."""
+        return self.taking_part(n_clients) / n_clients
+
 
 class Grid(Section):
     """What carries the messages."""

@@ -48,17 +48,21 @@ def check_privacy(scenario: Scenario) -> None:
 
 
 def check_axes(scenario: Scenario, n_values: int) -> None:
-    """Raises: FedkdError for a private filter of more axes than the records' `n_values` values."""
-    row = scenario.privacy.filter
-    if isinstance(row, protection.PlainFilter) or not _asks_private_filter(scenario):
-        return
-    if row.axes > n_values:
-        raise FedkdError(
-            "a private filter cannot look at more axes than a record has values",
-            value=row.axes,
-            allowed=f"1 to {n_values}",
-            fix="lower privacy.filter.axes",
-        )
+    """Raises: FedkdError for a private summary of more axes than the records' `n_values` values."""
+    asked: dict[tuple[str, str], int] = {}
+    row, release = scenario.privacy.filter, scenario.privacy.release
+    if not isinstance(row, protection.PlainFilter) and _asks_private_filter(scenario):
+        asked["a private filter", "privacy.filter.axes"] = row.axes
+    if isinstance(release, protection.SummaryRelease) and scenario.method.exchange == "soft-labels":
+        asked["a private summary", "privacy.release.axes"] = release.axes
+    for (who, key), axes in asked.items():
+        if axes > n_values:
+            raise FedkdError(
+                f"{who} cannot look at more axes than a record has values",
+                value=axes,
+                allowed=f"1 to {n_values}",
+                fix=f"lower {key}",
+            )
 
 
 def _asks_private_filter(scenario: Scenario) -> bool:
@@ -82,6 +86,8 @@ def _check_release(scenario: Scenario) -> None:
             value=f"{method.release.name} with {row.name}",
             fix='method.release.name = "probabilities", or privacy.release.name = "plain"',
         )
+    if isinstance(row, protection.SummaryRelease):
+        _check_summary(scenario)
     if isinstance(row, protection.Swing) and row.degree != "classes":
         is_text = isinstance(scenario.data, Reading)
         if is_text != (row.degree in protection.TEXT_DEGREES):
@@ -91,6 +97,22 @@ def _check_release(scenario: Scenario) -> None:
                 allowed=f"{', '.join(protection.TEXT_DEGREES) if is_text else 'density'}, classes",
                 fix="set privacy.release.degree",
             )
+
+
+def _check_summary(scenario: Scenario) -> None:
+    if isinstance(scenario.data, Reading):
+        raise FedkdError(
+            "private summaries look at pixels, and the data are text",
+            value=scenario.privacy.release.name,
+            fix="choose another privacy.release.name",
+        )
+    training = scenario.privacy.training
+    if not isinstance(training, protection.PlainTraining):
+        raise FedkdError(
+            "answers come from the summary, so nothing that a model has learnt leaves the client",
+            value=f"privacy.training.name = {training.name!r}",
+            fix='privacy.training.name = "plain", or another privacy.release.name',
+        )
 
 
 def _unproved(scenario: Scenario) -> tuple[str, str] | None:
@@ -108,10 +130,14 @@ def _unproved(scenario: Scenario) -> tuple[str, str] | None:
 
 def _unproved_for_records(scenario: Scenario) -> tuple[str, str] | None:
     privacy, method = scenario.privacy, scenario.method
-    if not isinstance(privacy.training, protection.DpSgd) or not privacy.training.noisy:
+    summary = isinstance(privacy.release, protection.SummaryRelease) and (
+        method.exchange == "soft-labels"
+    )
+    noisy = isinstance(privacy.training, protection.DpSgd) and privacy.training.noisy
+    if not noisy and not summary:
         return (
             f"the training {privacy.training.name} proves nothing",
-            'privacy.training.name = "dp-sgd" with noise',
+            'privacy.training.name = "dp-sgd" with noise, or privacy.release.name = "summary"',
         )
     if method.exchange == "weights":
         return None
@@ -129,6 +155,8 @@ def _unproved_for_clients(scenario: Scenario) -> tuple[str, str] | None:
     privacy, method = scenario.privacy, scenario.method
     if isinstance(scenario.proxy, Contributed) and scenario.uses_pool:
         return ("contributed samples leave in the clear", 'proxy.name = "public" or "foreign"')
+    if privacy.budget_is_the_server_s:
+        return None
     if method.exchange == "weights":
         return ("weights leave as they are", "a method that exchanges soft labels")
     if isinstance(privacy.server, protection.SecureAggregation) and privacy.server.sigma > 0:

@@ -141,17 +141,47 @@ class RandomisedResponse(Section):
     """Of a whole client, for one answer."""
 
 
-TEXT_DEGREES = ("patterns", "rarity")
+class SummaryRelease(Section):
+    """What a private summary of the records says, never the model: asked once, answers all."""
+
+    name: Literal["summary"] = "summary"
+    by: Literal["dp-kmeans", "dp-class-means", "dp-kernel"] = "dp-class-means"
+    """Which summary, as the filter of that name makes it, but by class."""
+    epsilon: float = Field(2.0, gt=0)
+    """Of a record, for all answers of the run."""
+    axes: int = Field(20, ge=1)
+    """Principal axes of the proxy set that are looked at; noise grows with their number."""
+
+    @property
+    def made_as(self) -> DpKMeans | DpClassMeans | DpKernel:
+        """The filter's row that makes such a summary."""
+        match self.by:
+            case "dp-kmeans":
+                return DpKMeans(epsilon=self.epsilon, axes=self.axes)
+            case "dp-class-means":
+                return DpClassMeans(epsilon=self.epsilon, axes=self.axes)
+            case "dp-kernel":
+                return DpKernel(epsilon=self.epsilon, axes=self.axes)
+
+
+PUBLIC_DEGREES = ("patterns", "rarity")
 """Degrees of privacy that are read off the proxy set's texts, so that everybody knows them."""
+TEXT_DEGREES = (*PUBLIC_DEGREES, "divergence", "memorization")
+"""Degrees of texts: the last two compare the client's model with one of the proxy set's texts."""
 
 
 class Swing(Section):
     """A temperature for each position by how private it is, and noise. Formulas are ours."""
 
     name: Literal["swing"] = "swing"
-    degree: Literal["patterns", "rarity", "classes", "density"] = "patterns"
+    degree: Literal["patterns", "rarity", "divergence", "memorization", "classes", "density"] = (
+        "patterns"
+    )
     private_classes: tuple[int, ...] = ()
     """Of the degree `classes` only."""
+    coefficients: tuple[float, float, float, float] = (-4.5, 0.0, 0.0, 0.0)
+    """Of `memorization` only: of a text's zlib entropy, perplexities of the public and the client's
+    model, and KL, standardised over the texts; only the first was published."""
     bound: float = Field(5.0, gt=0)
     t_min: float = Field(1.0, gt=0)
     t_max: float = Field(20.0, gt=0)
@@ -219,6 +249,7 @@ ReleaseRow = Annotated[
     | LaplaceRelease
     | SampledLabel
     | RandomisedResponse
+    | SummaryRelease
     | Swing,
     Field(discriminator="name"),
 ]
@@ -233,6 +264,7 @@ PROTECTED_RELEASES = table(
     LaplaceRelease,
     SampledLabel,
     RandomisedResponse,
+    SummaryRelease,
     Swing,
 )
 SERVERS = table(PlainServer, GnMax, SecureAggregation)
@@ -248,16 +280,23 @@ class Privacy(Section):
     delta: float = Field(1e-5, gt=0, lt=1)
     """Every epsilon of the run is at this delta."""
     budget: float | None = Field(None, gt=0)
-    """The epsilon at which a client stops: it abstains from then on, and the run goes on."""
+    """The epsilon at which a client stops: it abstains from then on, and the run goes on. Under
+    `gnmax`, for the unit `client`, the server is who stops."""
     unit: Literal["record", "client"] = "record"
     """Whom the budget protects: one record added or removed, or a client's whole data replaced."""
+
+    @property
+    def budget_is_the_server_s(self) -> bool:
+        """Whether the budget is for what the server tells: of whole clients, where it is trusted
+        with their answers."""
+        return isinstance(self.server, GnMax) and self.unit == "client"
 
     @property
     def noised(self) -> bool:
         """Whether every answer has noise of its own before it leaves."""
         if isinstance(self.release, Swing):
             return self.release.noise != "none"
-        return not isinstance(self.release, PlainRelease | TopOne)
+        return not isinstance(self.release, PlainRelease | TopOne | SummaryRelease)
 
     def check_server(self, exchange: str, release: str) -> None:
         """Args: exchange, release: what the method exchanges, and the name of its release.

@@ -143,6 +143,12 @@ class Memorization(Section):
         return torch.sigmoid((known - mean) / scale @ weights + self.intercept)
 
     @classmethod
+    def against(cls, known: Tensor, coefficients: Four) -> Memorization:
+        """With these coefficients, and the features [texts, 4] as the reference set."""
+        mean, scale = _standards(known)
+        return cls(mean=_four(mean), scale=_four(scale), coefficients=coefficients)
+
+    @classmethod
     def fit(cls, known: Tensor, memorised: Tensor, *, ridge: float = 1.0) -> Memorization:
         """The predictor of which texts were memorised (bool [texts]), of features [texts, 4].
 
@@ -155,8 +161,7 @@ class Memorization(Section):
                 "the predictor must see texts that were memorised and texts that were not",
                 value=f"{int(memorised.sum())} of {len(x)}",
             )
-        mean, scale = x.mean(0), x.std(0, correction=0)
-        scale = torch.where(scale > 0, scale, 1.0)
+        mean, scale = _standards(x)
         design = torch.cat([(x - mean) / scale, torch.ones(len(x), 1, dtype=x.dtype)], 1)
         penalty = torch.tensor([ridge] * 4 + [0.0], dtype=x.dtype)
         beta = _newton(design, memorised.to(x.dtype), penalty).tolist()
@@ -247,6 +252,12 @@ def _newton(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
         if float(step.abs().max()) < 1e-10:
             break
     return b
+
+
+def _standards(known: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [4] of features; 1 where all are alike."""
+    scale = known.std(0, correction=0)
+    return known.mean(0), torch.where(scale > 0, scale, 1.0)
 
 
 def _four(values: Tensor | NDArray[np.float64]) -> Four:

@@ -18,7 +18,6 @@ from fedkd.config import Scenario
 from fedkd.exchange.gate import Open, Own
 from privacy import protect
 from privacy.degrees import Origin
-from privacy.dpsgd_cost import paid_rounds
 from privacy.ledger import Ledger, Release, SeenBy, What
 from privacy.protect import Claim, Occasion
 from privacy.totals import affords
@@ -29,6 +28,8 @@ class Prospect:
     """What the charges of one client depend on besides the scenario."""
 
     client: int
+    n_clients: int
+    """Of the run: how many take part in a round follows from it."""
     records: int
     """That it trains on."""
     contributed: int
@@ -95,16 +96,38 @@ def planned(scenario: Scenario, prospect: Prospect) -> Planned:
             seen_by="server and all clients",
         )
         ledger.record(given)
-    training = scenario.training
     silent: list[int] = []
     has_mask = False
-    for round_ in range(1, paid_rounds(training.rounds, training.participation) + 1):
+    for round_ in range(1, protect.most_rounds(scenario.training, prospect.n_clients) + 1):
         for what, rows, seen_by, claim in _charges(scenario, prospect, has_mask):
-            if not charge(round_, what, rows, seen_by, claim):
+            if not charge(0 if what == "summary" else round_, what, rows, seen_by, claim):
                 silent.append(round_)
                 break
             has_mask |= what == "accept mask"
     return Planned(client=prospect.client, entries=ledger.entries(), silent=tuple(silent))
+
+
+def told_by_server(scenario: Scenario, samples: int) -> tuple[Release, ...]:
+    """The server's own ledger after all rounds, for a proxy set of so many samples.
+
+    Nothing where it has no mechanism of its own. It ends before its budget would be passed.
+    """
+    row, budget = scenario.privacy.server, protect.server_budget_of(scenario.privacy)
+    ledger = Ledger()
+    if isinstance(row, protection.GnMax):
+        claim = protect.claim_of_labels(row, samples)
+        for round_ in range(1, scenario.training.rounds + 1):
+            entry = Release(
+                client=-1,
+                round=round_,
+                what="soft labels",
+                rows=samples,
+                seen_by="server and all clients",
+                **claim._asdict(),
+            )
+            if budget is None or affords(ledger, budget, entry):
+                ledger.record(entry)
+    return ledger.entries()
 
 
 def _charges(
@@ -115,13 +138,18 @@ def _charges(
     row = privacy.training
     if not isinstance(row, protection.PlainTraining):
         if isinstance(row, protection.DpSgd):
-            row = protect.dp_sgd_of(row, prospect.records, scenario.training, privacy.delta)
+            row = protect.dp_sgd_of(
+                row, prospect.records, prospect.n_clients, scenario.training, privacy.delta
+            )
         claim = protect.claim_of_training(row, prospect.records, scenario.training.local)
         yield "training", prospect.records, "no one", claim
     if scenario.method.exchange == "weights":
         yield "weights", 1, "server", protect.claim_of_model(privacy.training)
     if scenario.method.exchange != "soft-labels":
         return
+    if isinstance(privacy.release, protection.SummaryRelease):
+        summary = protect.claim_of_summary(privacy.release, privacy.delta)
+        yield "summary", prospect.records, "no one", summary
     mask = protect.claim_of_mask(scenario)
     if mask is not None and (not has_mask or protect.mask_changes(scenario)):
         yield "accept mask", prospect.pool, protect.readers_of_mask(privacy), mask
@@ -130,7 +158,7 @@ def _charges(
     origin: Origin = "public" if known else "private"
     occasion = Occasion(
         temperature=scenario.method.release.temperature,
-        most_rows=protect.most_rows(scenario, prospect.samples),
+        most_rows=prospect.samples * protect.most_rounds(scenario.training, prospect.n_clients),
         delta=privacy.delta,
         degrees=prospect.degrees if known else torch.zeros(prospect.rows),
         origin=origin,

@@ -68,6 +68,8 @@ def knobs(scenario: Scenario) -> list[Knob]:
         scenario.method.gate
     ):
         found.append(_knob("privacy.filter.epsilon", privacy.filter.epsilon, rising=True))
+    if isinstance(privacy.release, protection.SummaryRelease):
+        found.append(_knob("privacy.release.epsilon", privacy.release.epsilon, rising=True))
     found += _of_clients(privacy)
     found.append(_knob("training.rounds", training.rounds, rising=True, whole=True))
     return found
@@ -165,8 +167,8 @@ def _rounded(value: float, *, up: bool) -> float:
 def calibrated(scenario: Scenario, cost: Cost, target: float) -> Scenario:
     """The scenario with its noise set so that the epsilon of `privacy.unit` is at most `target`.
 
-    For records: DP-SGD's epsilon and that of a private filter, FILTERS_PART of both, are scaled
-    together. For clients: the release's knob. Nothing else is changed.
+    For records: DP-SGD's epsilon (or a summary's) and that of a private filter, FILTERS_PART of
+    both, are scaled together. For clients: the release's knob. Nothing else is changed.
     Raises: FedkdError for a target that is none, or where something leaves without a guarantee,
         whatever its noise.
     """
@@ -197,11 +199,15 @@ def _of_unit(scenario: Scenario, target: float) -> Knob:
                 fix='privacy.release.name = "gaussian"',
             )
         return of_clients[0]
-    if not isinstance(privacy.training, protection.DpSgd):
+    if isinstance(privacy.release, protection.SummaryRelease):
+        main = "privacy.release.epsilon"
+    elif isinstance(privacy.training, protection.DpSgd):
+        main = "privacy.training.epsilon"
+    else:
         raise FedkdError(
             "this training has no noise to calibrate for a record",
             value=privacy.training.name,
-            allowed="dp-sgd",
+            allowed="dp-sgd, or the release summary",
             fix='privacy.training.name = "dp-sgd", or privacy.unit = "client" with a private '
             "release",
         )
@@ -209,10 +215,10 @@ def _of_unit(scenario: Scenario, target: float) -> Knob:
     part = FILTERS_PART if filters and needs_scores(scenario.method.gate) else 0.0
 
     def change(scenario: Scenario, whole: float) -> Scenario:
-        changed = _set(scenario, "privacy.training.epsilon", (1 - part) * whole)
+        changed = _set(scenario, main, (1 - part) * whole)
         return _set(changed, "privacy.filter.epsilon", part * whole) if part else changed
 
-    keys = "privacy.training.epsilon" + (" with privacy.filter.epsilon" if part else "")
+    keys = main + (" with privacy.filter.epsilon" if part else "")
     return Knob(keys, target, change, rising=True)
 
 

@@ -19,8 +19,8 @@ from privacy.totals import total
 Name = Literal["training", "filter", "release"]
 PARTS: dict[Name, tuple[What, ...]] = {
     "training": ("training",),
-    "filter": ("summary", "accept mask"),
-    "release": ("soft labels", "weights"),
+    "filter": ("accept mask",),
+    "release": ("summary", "soft labels", "weights"),
 }
 
 

@@ -40,6 +40,9 @@ class Summary(Protocol):
     def score(self, x: Tensor) -> Tensor:
         """How strange [n] each of x [n, p] is."""
 
+    def teach(self, x: Tensor, temperature: float = 1.0) -> Tensor:
+        """Soft labels float64 [n, classes] of x [n, p]."""
+
 
 @dataclass(frozen=True, eq=False)
 class Public:
@@ -67,21 +70,24 @@ class Public:
                 made = grid(x, seen)
         return cls(row, x, seen, made)
 
-    def summarise(self, x: Tensor, delta: float, generator: torch.Generator) -> Summary:
-        """The private summary of records x [n, p]; n may be 0.
+    def summarise(
+        self, x: Tensor, y: Tensor, n_classes: int, event: Event, generator: torch.Generator
+    ) -> Summary:
+        """The private summary of records x [n, p] with labels y int64 [n]; n may be 0.
 
-        Guarantee: the first of the events that `cost` gives for `row` and `delta`.
+        Guarantee: the event, whose noise this draws; it is one that `summary_event` gives for
+        `row`. Add/remove one record, its label included; any number of uses.
         Raises: FedkdError where x has another width than the proxy set, NaN or infinity.
         """
-        nowhere = torch.zeros(len(x), dtype=torch.int64)
-        if isinstance(self.made, Grid):
-            epsilon = (1 - GATES_PART) * self.row.epsilon
-            return distance_sums(x, nowhere, 1, self.made, epsilon, generator)
-        noise = _noise(self.row, delta).noise_multiplier
-        if isinstance(self.made, Seeds):
-            return private_kmeans(x, None, 1, self.made, noise, generator)
-        means = class_means(self.view.look(x), nowhere, 1, self.made, noise, generator)
-        return _Viewed(self.view, means)
+        match self.made, event:
+            case Grid() as made, Pure(epsilon=epsilon):
+                return distance_sums(x, y, n_classes, made, epsilon, generator)
+            case Seeds() as made, Gaussian(noise_multiplier=noise):
+                return private_kmeans(x, y, n_classes, made, noise, generator)
+            case Features() as made, Gaussian(noise_multiplier=noise):
+                means = class_means(self.view.look(x), y, n_classes, made, noise, generator)
+                return _Viewed(self.view, means)
+        raise FedkdError("a summary of another kind was charged", value=event.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,26 +100,30 @@ class _Viewed:
     def score(self, x: Tensor) -> Tensor:
         return self.inner.score(self.view.look(x))
 
+    def teach(self, x: Tensor, temperature: float = 1.0) -> Tensor:
+        """As the summary."""
+        return self.inner.teach(self.view.look(x), temperature)
 
-def cost(row: Row, delta: float) -> tuple[Event, Event]:
+
+def cost(row: Row, delta: float) -> tuple[Event, Pure]:
     """What a client's filter costs one record added or removed: the summary, and the threshold.
 
     Together at most `row.epsilon` at `delta`, by either accountant. They are added up although each
     record is in one of the two only, since the ledger has no event for the worse of two.
     """
-    threshold = _pure(row, GATES_PART)
+    threshold = _pure(GATES_PART * row.epsilon)
+    return summary_event(row, delta, threshold), threshold
+
+
+def summary_event(row: Row, delta: float, *others: Pure) -> Event:
+    """What a summary costs: all of `row.epsilon` at `delta` that `others` leave."""
     if isinstance(row, DpKernel):
-        return _pure(row, 1 - GATES_PART), threshold
-    return _noise(row, delta), threshold
+        return _pure(row.epsilon - sum(other.epsilon for other in others))
+    return least_gaussian(row.epsilon, RECORD, delta, others)
 
 
-def _pure(row: Row, part: float) -> Pure:
-    return Pure(epsilon=part * row.epsilon, unit=RECORD.unit, relation=RECORD.relation)
-
-
-def _noise(row: Row, delta: float) -> Gaussian:
-    """Of a summary with Gaussian noise: the least that leaves room for the threshold."""
-    return least_gaussian(row.epsilon, RECORD, delta, (_pure(row, GATES_PART),))
+def _pure(epsilon: float) -> Pure:
+    return Pure(epsilon=epsilon, unit=RECORD.unit, relation=RECORD.relation)
 
 
 def private_mask(
@@ -139,12 +149,13 @@ def private_mask(
     if len(x) == 0:
         raise FedkdError("a private filter needs records to summarise")
     apart = held_out(len(x), heldout, generator)
-    summary = public.summarise(x[~apart], delta, generator)
+    of_one_class = torch.zeros(int((~apart).sum()), dtype=torch.int64)
+    event, threshold = cost(public.row, delta)
+    summary = public.summarise(x[~apart], of_one_class, 1, event, generator)
     of_pool = summary.score(public.x).double()
     inner = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
     edges = torch.unique(torch.quantile(of_pool, inner))
-    threshold_epsilon = GATES_PART * public.row.epsilon
-    scores = private_scores(summary.score(x[apart]), edges, threshold_epsilon, generator)
+    scores = private_scores(summary.score(x[apart]), edges, threshold.epsilon, generator)
     if len(scores) == 0 and not bool(own.any()):
         # The noise left no record in sight, so there is nothing that a quantile could be taken of.
         return own, -math.inf

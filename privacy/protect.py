@@ -65,7 +65,16 @@ NO_ROWS = Claim("none", "no sample was answered")
 
 
 def budget_of(privacy: Privacy) -> Budget | None:
-    """The scenario's budget; None if a client may spend without end."""
+    """A client's budget; None if it may spend without end."""
+    return None if privacy.budget_is_the_server_s else _budget(privacy)
+
+
+def server_budget_of(privacy: Privacy) -> Budget | None:
+    """The budget of the server's own ledger; None if it may spend without end, or has none."""
+    return _budget(privacy) if privacy.budget_is_the_server_s else None
+
+
+def _budget(privacy: Privacy) -> Budget | None:
     if privacy.budget is None:
         return None
     protects = {"record": RECORD, "client": CLIENT}[privacy.unit]
@@ -110,11 +119,11 @@ def claim_of_mask(scenario: Scenario) -> Claim | None:
 
 
 def dp_sgd_of(
-    row: protection.DpSgd, n_records: int, training: Training, delta: float
+    row: protection.DpSgd, n_records: int, n_clients: int, training: Training, delta: float
 ) -> protection.DpSgd:
     """The row with its noise: calibrated once for the whole run, where it names an epsilon.
 
-    Guarantee: that epsilon at `delta` for a client that trains in `paid_rounds` rounds at most.
+    Guarantee: that epsilon at `delta` for a client that trains in `most_rounds` rounds at most.
     """
     if row.epsilon is None:
         return row
@@ -123,7 +132,7 @@ def dp_sgd_of(
             n_records,
             training.local,
             rounds=training.rounds,
-            participation=training.participation,
+            participation=training.rate(n_clients),
             epsilon=row.epsilon,
             delta=delta,
             accountant=RdpAccountant,  # the ledger shows the larger of PLD and RDP: that is RDP
@@ -173,10 +182,16 @@ class Occasion:
     """For Swing: the classes that answers do not tell apart."""
 
 
-def most_rows(scenario: Scenario, n_samples: int) -> int:
-    """Rows of one client in a whole run, at so many a round: what its noise is calibrated for."""
-    training = scenario.training
-    return n_samples * paid_rounds(training.rounds, training.participation)
+def most_rounds(training: Training, n_clients: int) -> int:
+    """Rounds of one client in a whole run: what its noise is calibrated for."""
+    return paid_rounds(training.rounds, training.rate(n_clients))
+
+
+def counts_rounds(privacy: Privacy) -> bool:
+    """Whether noise is calibrated to a number of rounds, so that a client abstains from more."""
+    training, release = privacy.training, privacy.release
+    calibrated = isinstance(training, protection.DpSgd) and training.epsilon is not None
+    return calibrated or isinstance(release, protection.GaussianRelease | protection.LaplaceRelease)
 
 
 def answers(
@@ -228,7 +243,7 @@ def claim_of_rows(privacy: Privacy, occasion: Occasion, rows: int, n_classes: in
             return _claim(response.cost(rows), "randomised response")
         case protection.Swing() as row:
             cost = swing_of(row, occasion.origin).cost(_degrees(row, occasion), n_classes)
-            return _claim(cost, f"swing by {row.degree}")
+            return _claim(cost, f"swing by {row.degree}, a {occasion.origin} degree")
         case _:
             return NOTHING
 
@@ -244,12 +259,20 @@ def claim_of_model(row: protection.TrainingRow) -> Claim:
             return NOTHING
 
 
+def claim_of_summary(row: protection.SummaryRelease, delta: float) -> Claim:
+    """What the summary costs a record, once and for all answers: one added or removed."""
+    event = private_filter.summary_event(row.made_as, delta)
+    return Claim("proved", f"{row.by} summary", (event,))
+
+
 def claim_of_release(privacy: Privacy, occasion: Occasion, rows: int, n_classes: int) -> Claim:
     """What may be claimed of answers, by how the model was trained and how they are released.
 
     The release's own claim, for the client; and the model's, for a record, where nothing but the
     model and what is public goes into the release. Temperatures by density read the records.
     """
+    if isinstance(privacy.release, protection.SummaryRelease):
+        return Claim("proved", "of a private summary", derived_from=("summary",))
     model = claim_of_model(privacy.training)
     if isinstance(privacy.release, protection.PlainRelease):
         return model
@@ -263,19 +286,18 @@ def claim_of_release(privacy: Privacy, occasion: Occasion, rows: int, n_classes:
 
 
 def claim_of_sum(scenario: Scenario, claim: Claim, n_samples: int) -> Claim:
-    """What may be claimed of answers, given the claim of each row: more, if the sum is noisy.
+    """What may be claimed of answers, given their own claim: more, if the sum is noisy.
 
     For a whole client the noise is enough. For a record it adds nothing that is known: there the
-    table is as safe as the model and the mask that it is made of.
+    table is as safe as the model, or the summary, and the mask that it is made of.
     """
     std = _sum_noise(scenario.privacy)
     if not std:
         return claim
     event = secagg.sum_event(std, n_samples, "replace")
-    model, mask = claim_of_model(scenario.privacy.training), claim_of_mask(scenario)
-    made_of: tuple[What, ...] = ()
-    if model.guarantee == "proved":
-        made_of = model.derived_from if mask is None else (*model.derived_from, "accept mask")
+    made_of = claim.derived_from
+    if made_of and claim_of_mask(scenario) is not None:
+        made_of = (*made_of, "accept mask")
     moved = Sensitivity(norm="l2", bound=(2 * n_samples) ** 0.5)
     return Claim("proved", "noise on the sum over clients", (event,), made_of, moved)
 
@@ -314,8 +336,14 @@ def clear_labels(
     mechanism = ConfidentGNMax(row.threshold, row.sigma_threshold, row.sigma)
     clear = mechanism.release(torch.from_numpy(votes), generator)
     labels = one_hot(clear.labels, votes.shape[1]).float().numpy()
-    claim = _claim(mechanism.cost(len(votes), len(votes)), "Confident-GNMax")
-    return Consensus(clear.rows.numpy().astype(np.int32), labels), claim
+    consensus = Consensus(clear.rows.numpy().astype(np.int32), labels)
+    return consensus, claim_of_labels(row, len(votes))
+
+
+def claim_of_labels(row: protection.GnMax, n: int) -> Claim:
+    """What one round of `clear_labels` costs, of n proxy samples, whatever the votes are."""
+    mechanism = ConfidentGNMax(row.threshold, row.sigma_threshold, row.sigma)
+    return _claim(mechanism.cost(n, n), "Confident-GNMax")
 
 
 def swing_of(row: protection.Swing, origin: Origin, pooled: tuple[int, ...] = ()) -> swing.Swing:

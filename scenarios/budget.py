@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clients import guard
+from clients import degrees
 from clients.client import Client, ProxySet
 from fedkd import protection, training
 from fedkd.config import Scenario
@@ -19,11 +19,11 @@ from fedkd.data.federation import Federation
 from fedkd.errors import FedkdError
 from fedkd.exchange.gate import Own
 from privacy.events import Protects
-from privacy.forecast import Planned, Prospect, planned
+from privacy.forecast import Planned, Prospect, planned, told_by_server
 from privacy.knobs import Cost, Knob, Turned, calibrated, knobs, turned
 from privacy.parts import Part, parts
 from privacy.protect import CLIENT, RECORD
-from privacy.totals import Total, at_most, totals
+from privacy.totals import Total, at_most, total, totals
 
 MOST_CLIENTS = 1000
 """Of a larger population the first so many are looked at; virtual ones all hold as much."""
@@ -58,6 +58,10 @@ class Forecast:
     """Of the clients looked at, over seeds: those whose budget makes them abstain."""
     first_silent: int | None
     """The first round in which one does."""
+    server: Total | None
+    """What the server spends on what it tells, if it has a mechanism of its own."""
+    rounds_told: int
+    """Rounds in which the server's budget lets it speak; 0 where it has no mechanism."""
 
     @property
     def asked(self) -> Outlook:
@@ -76,7 +80,7 @@ def prospects(scenario: Scenario, seed: int) -> list[Prospect]:
     virtual = scenario.partition.name == "virtual"
     looked_at = range(min(world.n_clients, MOST_VIRTUAL if virtual else MOST_CLIENTS))
     pool, positions = (0, 1) if not scenario.uses_pool else _pool(world)
-    degrees = _degrees(scenario, world) if scenario.method.exchange == "soft-labels" else None
+    known = _degrees(scenario, world) if scenario.method.exchange == "soft-labels" else None
     found, first = [], 0
     for i in looked_at:
         n_given = len(world.contributed[i])
@@ -87,13 +91,14 @@ def prospects(scenario: Scenario, seed: int) -> list[Prospect]:
         found.append(
             Prospect(
                 client=i,
+                n_clients=world.n_clients,
                 records=client.n_records,
                 contributed=n_given,
                 pool=pool,
                 samples=pool * positions,
                 rows=answers.stop - answers.start,
                 n_classes=world.train.n_classes,
-                degrees=None if degrees is None else degrees[answers],
+                degrees=None if known is None else known[answers],
             )
         )
     return found
@@ -109,14 +114,14 @@ def _pool(world: Federation) -> tuple[int, int]:
 def _degrees(scenario: Scenario, world: Federation) -> Tensor | None:
     """The degrees of all positions of the proxy set, where Swing uses some that all can compute."""
     row = scenario.privacy.release
-    if not isinstance(row, protection.Swing) or row.degree not in protection.TEXT_DEGREES:
+    if not isinstance(row, protection.Swing) or row.degree not in protection.PUBLIC_DEGREES:
         return None
     x = world.public_x
     if x is None:
         x = torch.cat([world.contribution(i)[0] for i in range(world.n_clients)])
     positions = x.shape[3] if world.train.is_text else 1
     nobody = torch.full((len(x),), -1, dtype=torch.int32).numpy()
-    return guard.public_degrees(ProxySet(training.inputs(x), nobody, positions), row, world.tokens)
+    return degrees.public(ProxySet(training.inputs(x), nobody, positions), row, world.tokens)
 
 
 def forecast(scenario: Scenario) -> Forecast:
@@ -128,31 +133,35 @@ def forecast(scenario: Scenario) -> Forecast:
         silent += sum(bool(plan.silent) for plan in plans)
         first_silent += [plan.silent[0] for plan in plans if plan.silent]
         for plan in plans:
-            for total in totals(plan.entries, scenario.privacy.delta):
-                before = dearest.get(total.spent.protects)
-                if before is None or before[2].epsilon < total.epsilon:
-                    dearest[total.spent.protects] = (seed, plan, total)
+            for one in totals(plan.entries, scenario.privacy.delta):
+                before = dearest.get(one.spent.protects)
+                if before is None or before[2].epsilon < one.epsilon:
+                    dearest[one.spent.protects] = (seed, plan, one)
 
     def asked_first(found: tuple[Protects, object]) -> tuple[bool, Protects]:
         return found[0] != unit_of(scenario), found[0]
 
     world = scenario.world(scenario.seeds[0])
+    looked_at = prospects(scenario, scenario.seeds[0])
+    told = told_by_server(scenario, looked_at[0].samples)
     return Forecast(
         scenario=scenario,
         outlooks=tuple(
             Outlook(
                 seed=seed,
                 client=plan.client,
-                total=total,
+                total=one,
                 parts=parts(plan.entries, protects, scenario.privacy.delta),
             )
-            for protects, (seed, plan, total) in sorted(dearest.items(), key=asked_first)
+            for protects, (seed, plan, one) in sorted(dearest.items(), key=asked_first)
         ),
         contributed=given,
         n_clients=world.n_clients,
-        n_looked_at=len(prospects(scenario, scenario.seeds[0])),
+        n_looked_at=len(looked_at),
         silent=silent,
         first_silent=min(first_silent, default=None),
+        server=total(told, CLIENT, scenario.privacy.delta) if told else None,
+        rounds_told=len(told),
     )
 
 

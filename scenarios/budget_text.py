@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedkd.config import Scenario
-from privacy.dpsgd_cost import LOST_ROUNDS, paid_rounds
+from privacy.dpsgd_cost import LOST_ROUNDS
 from privacy.forecast import exact
 from privacy.knobs import Knob, Turned
+from privacy.protect import counts_rounds, most_rounds
 from scenarios.budget import Forecast, unit_of
 from scenarios.spending import figures
 
@@ -16,8 +17,7 @@ from scenarios.spending import figures
 def in_words(found: Forecast) -> list[str]:
     """The forecast as lines of text."""
     scenario = found.scenario
-    rounds = scenario.training.rounds
-    paid = paid_rounds(rounds, scenario.training.participation)
+    paid = most_rounds(scenario.training, found.n_clients)
     how = "exactly" if exact(scenario) else "at most"
     lines = [
         f"{scenario.name}: what {paid} round{'s' * (paid != 1)} will cost a client, {how}; "
@@ -48,18 +48,26 @@ def _remarks(found: Forecast, paid: int) -> Iterator[str]:
             f"budget {scenario.privacy.budget:g}: {found.silent} of the clients looked at abstain, "
             f"the first in round {found.first_silent}"
         )
-    if scenario.training.participation < 1:
+    n_drawn = scenario.training.taking_part(found.n_clients)
+    if n_drawn < found.n_clients:
+        beyond = (
+            "noise is calibrated for that many, and who is drawn for more abstains"
+            if counts_rounds(scenario.privacy)
+            else "who is drawn for more pays more, or abstains if there is a budget"
+        )
         yield (
-            f"clients are drawn at random: {paid} rounds are paid for, and up to "
-            f"{LOST_ROUNDS:.0%} of the clients may be drawn for more of {scenario.training.rounds};"
-            " a budget makes them sit out"
+            f"clients are drawn at random, {n_drawn:,} of {found.n_clients:,} a round: {paid} "
+            f"round{'s' * (paid != 1)} of {scenario.training.rounds} are paid for, and a client is "
+            f"drawn for more with probability {LOST_ROUNDS:.0%} at most; {beyond}"
         )
     if found.n_looked_at < found.n_clients:
         yield f"looked at the first {found.n_looked_at:,} of {found.n_clients:,} clients"
     if scenario.privacy.server.name == "gnmax":
+        rounds = f"{found.rounds_told} of {scenario.training.rounds} rounds"
+        spent = f"{found.server}" if found.server else "nothing, since its budget bears no round"
         yield (
-            "gnmax is not counted: it is what the server spends on what it tells, in a ledger of "
-            "its own, and this is what the clients spend before it"
+            f"gnmax is not counted: in {rounds} the server, which sees the answers, tells labels "
+            f"under a guarantee of its own, and spends {spent}"
         )
 
 
@@ -109,14 +117,13 @@ def as_table(found: Forecast) -> dict[str, Any]:
     """The forecast as JSON has it; an epsilon without a guarantee is null, and `bare` says why."""
     return {
         "scenario": found.scenario.name,
-        "rounds": paid_rounds(
-            found.scenario.training.rounds, found.scenario.training.participation
-        ),
+        "rounds": most_rounds(found.scenario.training, found.n_clients),
         "exact": exact(found.scenario),
         "contributed_in_the_clear": found.contributed,
         "clients": found.n_clients,
         "clients_looked_at": found.n_looked_at,
         "clients_that_abstain": found.silent,
+        "server": figures(found.server) if found.server else None,
         "totals": [
             {
                 **figures(outlook.total),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedkd.config import Scenario
+from privacy.ledger import Release
 from scenarios.spending import Ledgers, Spent, figures, most
 from server.events import Event
 
@@ -26,6 +27,8 @@ class Cell:
     events: Sequence[Event]
     ledgers: Ledgers = field(default_factory=dict)
     """What the clients have recorded so far."""
+    server_ledger: tuple[Release, ...] = ()
+    """What the server has recorded of what it tells itself, where clients trust it."""
 
     def of(self, kind: str) -> list[Event]:
         """The events of one kind, in order."""

@@ -23,11 +23,14 @@ from fedkd import config, device
 from fedkd.config import Grid, Scenario
 from fedkd.errors import FedkdError
 from fedkd.models import zoo
+from privacy import ledger
+from privacy.ledger import Ledger
 from scenarios import spending
 from scenarios.blocks import calibrated
 from scenarios.grids import actors, flower, inline, workers
 from scenarios.results import Cell, Result
 from scenarios.spending import Ledgers
+from server.app import LEDGER as SERVER_LEDGER
 from server.app import check_folder
 from server.app import make_app as make_server_app
 from server.events import Event, read
@@ -132,7 +135,14 @@ class Plan:
         """The cell as its event log tells it so far."""
         events = list(read(self.folder(run_folder) / "events.jsonl"))
         ledgers = spending.read(self.folder(run_folder) / "clients")
-        return Cell(row=self.row, seed=self.seed, events=events, ledgers=ledgers)
+        own = self.folder(run_folder) / SERVER_LEDGER
+        return Cell(
+            row=self.row,
+            seed=self.seed,
+            events=events,
+            ledgers=ledgers,
+            server_ledger=ledger.look(own) if own.exists() else (),
+        )
 
 
 def plans(scenario: Scenario) -> list[Plan]:
@@ -151,28 +161,38 @@ def _run_cell(plan: Plan, run_folder: Path | None, listener: Listener | None) ->
 
     events: list[Event] = []
     if run_folder is None:
-        ledgers = _carry(plan, None, tell)
-        return Cell(row=plan.row, seed=plan.seed, events=events, ledgers=ledgers)
+        own = Ledger()
+        ledgers = _carry(plan, None, tell, own)
+        return Cell(
+            row=plan.row,
+            seed=plan.seed,
+            events=events,
+            ledgers=ledgers,
+            server_ledger=own.entries(),
+        )
     folder = plan.folder(run_folder)
     if not (folder / DONE).exists():
-        _carry(plan, folder, tell)
+        _carry(plan, folder, tell, Ledger(folder / SERVER_LEDGER))
         (folder / DONE).touch()
     return plan.read(run_folder)
 
 
-def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None]) -> Ledgers:
-    """Run a cell; returns what its clients have recorded, where no folder keeps it."""
+def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None], own: Ledger) -> Ledgers:
+    """Run a cell; returns what its clients have recorded, where no folder keeps it.
+
+    Args: own: the server's ledger.
+    """
     scenario, n_clients = plan.scenario, plan.scenario.world(plan.seed).n_clients
     settings = scenario.grid
     if settings.name in ("inline", "cohort"):
         store = MemoryStore()
         client_app = folder_client_app if folder else make_client_app(lambda config: store)
-        server_app = make_server_app(scenario, plan.seed, folder, tell)
+        server_app = make_server_app(scenario, plan.seed, folder, tell, own)
         inline.run(server_app, client_app, n_clients, scenario.at_once)
         return {} if folder else store.ledgers()
     with tempfile.TemporaryDirectory() as scratch:
         home = folder or Path(scratch)
-        server_app = make_server_app(scenario, plan.seed, home, tell)
+        server_app = make_server_app(scenario, plan.seed, home, tell, own)
         if settings.name == "workers":
             workers.run(server_app, CLIENT_APP, n_clients, home, scenario)
         elif settings.name == "ray":

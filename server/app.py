@@ -28,24 +28,34 @@ UPLOADS = "uploads"
 
 
 def make_app(
-    scenario: Scenario, seed: int, folder: Path | None, listener: Listener | None = None
+    scenario: Scenario,
+    seed: int,
+    folder: Path | None,
+    listener: Listener | None = None,
+    ledger: Ledger | None = None,
 ) -> ServerApp:
     """The ServerApp for one run of a scenario.
 
     Args: folder: where events, checkpoints and the simulated clients' state go, or None to keep
-        nothing; listener: is told each event as it happens.
+        nothing; listener: is told each event as it happens; ledger: of what the server itself
+        tells; by default it is kept in the folder.
     """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        _run(grid, scenario, seed, folder, listener)
+        _run(grid, scenario, seed, folder, listener, ledger)
 
     return app
 
 
 def _run(
-    grid: Grid, scenario: Scenario, seed: int, folder: Path | None, listener: Listener | None
+    grid: Grid,
+    scenario: Scenario,
+    seed: int,
+    folder: Path | None,
+    listener: Listener | None,
+    ledger: Ledger | None = None,
 ) -> None:
     check_folder(scenario, folder)
     if folder is not None:
@@ -56,7 +66,7 @@ def _run(
         state_folder=str((folder / "clients").resolve()) if folder else "",
     )
     log = EventLog(folder / "events.jsonl" if folder else None, listener)
-    ledger = Ledger(folder / LEDGER if folder else None)
+    ledger = ledger or Ledger(folder / LEDGER if folder else None)
     uploads = folder / UPLOADS if folder and scenario.audit else None
     with closing(Recorder(uploads, scenario.audit_mb * 10**6)) as recorder:
         rounds.run(grid, job, log, ledger, recorder, folder / "checkpoints" if folder else None)

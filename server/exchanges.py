@@ -22,6 +22,7 @@ from fedkd.rng import torch_stream
 from privacy import protect
 from privacy.audit.recording import SERVER, START, About
 from privacy.ledger import Ledger, Release
+from privacy.totals import affords
 from server import measures
 from server.calls import Talk
 from server.hearing import Hearing, Single, Sizes
@@ -31,6 +32,7 @@ from server.setup import Job, Roster
 
 Arrays = dict[str, NDArray[Any]]
 Told = tuple[payload.Bytes | None, dict[str, Any]]
+SILENT = "the server is silent: what it would tell is above its budget: no consensus"
 
 
 class Exchange(Protocol):
@@ -154,11 +156,12 @@ class SoftLabels:
         return self._hearing.hear_sum(round_, data)
 
     def tell(self, round_: int, talk: Talk) -> Told:
-        """The consensus; nothing if no sample was answered by anyone, or none clearly enough."""
+        """The consensus; nothing if no sample was answered by anyone, or none clearly enough, or if
+        the server's budget does not bear what it would tell.
+        """
         privacy = self._scenario.privacy
         if isinstance(privacy.server, GnMax):
-            self._consensus = self._clear(privacy.server, round_)
-            silence = "the votes on no proxy sample were clear: no consensus"
+            self._consensus, silence = self._clear(privacy.server, round_)
         else:
             mean = self._rule.finish(self._hearing.votes)
             self._consensus = protect.consensus_of(privacy, mean)
@@ -169,21 +172,25 @@ class SoftLabels:
             return None, {**said, "note": silence}
         return payload.encode_consensus(self._consensus, round_), said
 
-    def _clear(self, row: GnMax, round_: int) -> Consensus:
-        """The labels that are told, charged to whichever client an attacker is after."""
+    def _clear(self, row: GnMax, round_: int) -> tuple[Consensus, str]:
+        """The labels that are told, charged to whichever client an attacker is after; and why, if
+        there are none. Whether the budget bears them depends on no vote, so silence tells nothing.
+        """
         noise = torch_stream(self._seed, "server", round_, purpose="gnmax")
         consensus, claim = protect.clear_labels(row, self._hearing.votes.total / GRID, noise)
-        self._ledger.record(
-            Release(
-                client=-1,
-                round=round_,
-                what="soft labels",
-                rows=len(consensus.ids),
-                seen_by="server and all clients",
-                **claim._asdict(),
-            )
+        entry = Release(
+            client=-1,
+            round=round_,
+            what="soft labels",
+            rows=len(consensus.ids),
+            seen_by="server and all clients",
+            **claim._asdict(),
         )
-        return consensus
+        budget = protect.server_budget_of(self._scenario.privacy)
+        if budget is not None and not affords(self._ledger, budget, entry):
+            return Consensus(consensus.ids[:0], consensus.values[:0]), SILENT
+        self._ledger.record(entry)
+        return consensus, "the votes on no proxy sample were clear: no consensus"
 
     def arrays(self) -> Arrays:
         """The consensus, for whoever reads the run folder; the next round does not need it."""

@@ -23,6 +23,10 @@ from server.setup import Job, Roster, set_up
 
 Report = dict[str, Any]
 UNRECORDED = "audit_mb is used up: neither this round nor any later one is recorded"
+ABSTAINED = (
+    "every client that was heard abstained: it has used up its budget, or the rounds that its "
+    "noise was calibrated for"
+)
 
 
 def run(
@@ -61,13 +65,14 @@ def play(
 
     Where there is nothing to learn from the others and nothing to measure, `evaluate` is left out.
     Who takes part for the first time gets the proxy pool before that.
+    Raises: FedkdError where nobody answers one of the two steps. To abstain is an answer.
     """
     start = time.perf_counter()
     timeout_s = job.scenario.training.timeout_s
     nodes = {client: roster.nodes[client] for client in participants(job, roster, round_)}
     reports: dict[int, Report] = {client: {} for client in nodes}
     failures: list[str] = []
-    n_heard = 0
+    heard: set[int] = set()
     up = down = pool = 0
 
     def refuse(step: str, client: int, reason: str) -> None:
@@ -133,21 +138,28 @@ def play(
                 reports[reply.client] |= found
             elif "abstained" not in reports[reply.client]:
                 reports[reply.client] |= exchange.hear(round_, reply.client, data)
+            heard.add(reply.client)
         except PayloadError as error:
             refuse("train", reply.client, str(error))
 
+    if not heard:
+        raise _lost(round_, failures)
+
     verdict, said = exchange.tell(round_, talk)
+    if all("abstained" in reports[client] for client in heard):
+        said["note"] = ABSTAINED
     content = job.content(round_, roster.digest, verdict)
     needed = verdict is not None or job.scenario.measures(round_)
+    heard.clear()
     for reply in ask(grid, nodes if needed else {}, content, "evaluate", timeout_s):
         down += _size(verdict)
         try:
             reports[reply.client] |= _metrics(reply)
-            n_heard += 1
+            heard.add(reply.client)
         except PayloadError as error:
             refuse("evaluate", reply.client, str(error))
-    if needed and n_heard == 0:
-        raise FedkdError(f"no client got through round {round_}; the first said: {failures[0]}")
+    if needed and not heard:
+        raise _lost(round_, failures)
     for client, report in reports.items():
         log.emit("client", round=round_, client=client, **report)
     log.emit(
@@ -172,9 +184,14 @@ def play(
 def participants(job: Job, roster: Roster, round_: int) -> list[int]:
     """Who takes part, drawn from the sorted partition ids; at least one."""
     clients = roster.clients
-    n_taking_part = max(1, round(job.scenario.training.participation * len(clients)))
+    n_taking_part = job.scenario.training.taking_part(len(clients))
     draws = stream(job.seed, "server", round_, purpose="participants")
     return sorted(clients[i] for i in draws.choice(len(clients), n_taking_part, replace=False))
+
+
+def _lost(round_: int, failures: list[str]) -> FedkdError:
+    """Of a step that nobody answered: a later round would start from nothing that was said."""
+    return FedkdError(f"no client got through round {round_}; the first said: {failures[0]}")
 
 
 def _size(data: payload.Bytes | None) -> int:

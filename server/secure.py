@@ -45,11 +45,11 @@ class SecureSum(Single):
         row = job.scenario.privacy.server
         assert isinstance(row, SecureAggregation)
         assert roster.pool is not None  # every method of this exchange uses a pool
-        n_taking_part = round(job.scenario.training.participation * len(roster.clients))
+        n_taking_part = job.scenario.training.taking_part(len(roster.clients))
         if n_taking_part < 2:
             raise FedkdError(
                 "secure aggregation hides a client among the others of its round",
-                value=f"{max(1, n_taking_part)} client a round",
+                value=f"{n_taking_part} client a round",
                 allowed="2 or more",
                 fix="raise partition.clients or training.participation",
             )

@@ -12,6 +12,7 @@ from fedkd.errors import FedkdError
 
 DPSGD = {"training": {"name": "dp-sgd"}}
 PRIVATE = {**DPSGD, "filter": {"name": "dp-kmeans"}}
+GNMAX = {"server": {"name": "gnmax", "threshold": 2, "sigma_threshold": 1, "sigma": 1}}
 OPEN = {"method": {"name": "no-filter"}}
 PUBLIC = {**OPEN, "proxy": {"name": "public", "size": 50}}
 TEXT = {"data": {"name": "pydoc"}, "model": {"names": ["gru"]}}
@@ -42,6 +43,8 @@ def told(privacy: Mapping[str, Any], rest: Mapping[str, Any]) -> str:
         ({"unit": "client"}, {}, "contributed samples leave in the clear"),
         ({"unit": "client"}, PUBLIC, "the release plain proves nothing"),
         ({"unit": "client", **DPSGD}, PUBLIC, "the release plain proves nothing"),
+        ({"unit": "client", **GNMAX}, {}, "contributed samples leave in the clear"),
+        (GNMAX, PUBLIC, "the training plain proves nothing"),
         ({"unit": "client", **released("top-1")}, PUBLIC, "the release top-1 proves nothing"),
         (
             {"unit": "client", **released("swing", degree="density")},
@@ -99,6 +102,7 @@ def test_a_budget_that_nothing_covers_is_refused(
             {"unit": "client", "server": {"name": "secure-aggregation", "sigma": 2.0}},
             PUBLIC,
         ),
+        ({"unit": "client", **GNMAX}, {"proxy": PUBLIC["proxy"]}),
     ],
 )
 def test_a_budget_that_something_covers_is_taken(
@@ -118,10 +122,11 @@ def test_a_budget_that_something_covers_is_taken(
         (released("gaussian"), FEDAVG, "sends weights, which no row of privacy.release protects"),
         (released("swing"), {}, "not one of images; got 'patterns'; allowed: density, classes"),
         (released("swing", degree="rarity"), {}, "not one of images; got 'rarity'"),
+        (released("swing", degree="divergence"), {}, "not one of images; got 'divergence'"),
         (
             released("swing", degree="density"),
             {**TEXT, **OPEN},
-            "not one of text; got 'density'; allowed: patterns, rarity, classes",
+            "got 'density'; allowed: patterns, rarity, divergence, memorization, classes",
         ),
         ({"filter": {"name": "dp-kmeans"}}, TEXT, "private filters look at pixels"),
         (released("swing", degree="density", t_min=9, t_max=8), {}, "got 8.0; allowed: 9.0 or"),

@@ -10,11 +10,13 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fedkd.protection import GnMax, Privacy
 from privacy.audit.exposure import NULL_BITS
 from privacy.events import Protects
 from privacy.ledger import Release, SeenBy, What
 from privacy.parts import parts
-from privacy.totals import Total
+from privacy.protect import CLIENT
+from privacy.totals import total
 from scenarios.report.facts import Disclosure, disclosures, spans
 from scenarios.results import Cell, Result
 from scenarios.spending import Guaranteed, Spent, most
@@ -59,6 +61,18 @@ class Promise:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServerPromise:
+    """What the server told under a guarantee of its own."""
+
+    rounds: int
+    rows: int
+    """Labels told, over rounds."""
+    total: str
+    silent: str
+    """The rounds in which its budget made it say nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Statement:
     """The privacy section of a report, of one cell."""
 
@@ -75,6 +89,8 @@ class Statement:
     """In bits, in the last round that measured them."""
     stops: tuple[str, ...]
     """Clients that abstained, and when."""
+    server: ServerPromise | None
+    """Where the server is trusted with the answers, and protects them itself."""
     columns: tuple[Guaranteed, ...]
     epsilons: Mapping[int, tuple[str, ...]]
     """By client, one for each of `columns`."""
@@ -98,7 +114,7 @@ def statement(result: Result, cell: Cell) -> Statement:
         to=_recipients(entries),
         promises=promises,
         broken=tuple(
-            (_title(one.total.spent.protects), _reasons(one.total))
+            (_title(one.total.spent.protects), _reasons(one.total.bare))
             for one in spent
             if not one.proved
         ),
@@ -107,6 +123,7 @@ def statement(result: Result, cell: Cell) -> Statement:
         ),
         exposures=_exposures(cell),
         stops=_stops(cell.of("client")),
+        server=_server(cell, result.scenario.privacy),
         columns=columns,
         epsilons={
             client: tuple(column.of_ledger(entries) for column in columns)
@@ -136,10 +153,23 @@ def _promise(cell: Cell, spent: Spent) -> Promise:
     )
 
 
-def _reasons(total: Total) -> tuple[str, ...]:
+def _server(cell: Cell, settings: Privacy) -> ServerPromise | None:
+    if not isinstance(settings.server, GnMax):
+        return None
+    told = {entry.round for entry in cell.server_ledger}
+    silent = [event["round"] for event in cell.of("round") if event["round"] not in told]
+    return ServerPromise(
+        rounds=len(cell.server_ledger),
+        rows=sum(entry.rows for entry in cell.server_ledger),
+        total=str(total(cell.server_ledger, CLIENT, settings.delta)),
+        silent=spans(silent) if silent else "",
+    )
+
+
+def _reasons(bare: tuple[Release, ...]) -> tuple[str, ...]:
     """Why an epsilon is infinite, a line for each kind of thing that left."""
     found: dict[What, set[str]] = defaultdict(set)
-    for entry in total.bare:
+    for entry in bare:
         why = UNPROVED[entry.guarantee]
         found[entry.what].add(f"{why} ({entry.reason})")
     return tuple(f"{WHAT[what]}: {'; '.join(sorted(why))}" for what, why in sorted(found.items()))

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.spatial.distance import pdist
-from sklearn.datasets import load_digits
 from sklearn.gaussian_process.kernels import RBF
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -20,19 +19,8 @@ from torch import Tensor
 from fedkd.errors import FedkdError
 from privacy.class_means import SENSITIVITY, class_means, features
 from privacy.summaries import noise_multiplier
+from small_digits import PROXY, PROXY_Y, X, Y, seeded
 
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def digits() -> tuple[Tensor, Tensor]:
-    x, y = load_digits(return_X_y=True)
-    return torch.tensor(x, dtype=torch.float32) / 16, torch.tensor(y)
-
-
-X, Y = digits()
-PROXY, PROXY_Y = X[1000:], Y[1000:]
 FEATURES = features(PROXY, seeded(0), n_features=200)
 
 

@@ -12,26 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.spatial.distance import cdist
-from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from fedkd.errors import FedkdError
 from privacy.interval_trees import Grid, distance_sums, grid, tree
 from privacy.summaries import view
+from small_digits import PROXY, PROXY_Y, X, Y, seeded
 
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def digits() -> tuple[Tensor, Tensor]:
-    x, y = load_digits(return_X_y=True)
-    return torch.tensor(x, dtype=torch.float32) / 16, torch.tensor(y)
-
-
-X, Y = digits()
-PROXY, PROXY_Y = X[1000:], Y[1000:]
 VIEW = view(PROXY, 5)
 GRID = grid(PROXY, VIEW, levels=4)
 

@@ -165,7 +165,8 @@ def noised(row: Row, x: Tensor) -> None:
     """
     made, (event, _) = public(row), cost(row, DELTA)
     points = made.view.look(x)
-    found: Any = made.summarise(x, DELTA, torch_stream(2, "noise"))
+    nowhere = torch.zeros(len(x), dtype=torch.int64)
+    found: Any = made.summarise(x, nowhere, 1, event, torch_stream(2, "noise"))
     match row:
         case DpKMeans():
             assert isinstance(event, Gaussian)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
-from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
@@ -22,19 +21,8 @@ from fedkd.errors import FedkdError
 from privacy import private_kmeans as module
 from privacy.private_kmeans import SENSITIVITY, Seeds, private_kmeans, seeds
 from privacy.summaries import noise_multiplier, view
+from small_digits import PROXY, PROXY_Y, X, Y, seeded
 
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def digits() -> tuple[Tensor, Tensor]:
-    x, y = load_digits(return_X_y=True)
-    return torch.tensor(x, dtype=torch.float32) / 16, torch.tensor(y)
-
-
-X, Y = digits()
-PROXY, PROXY_Y = X[1000:], Y[1000:]
 SEEDS = seeds(PROXY, view(PROXY, 10), seeded(0), k=15)
 
 

@@ -291,20 +291,26 @@ def test_nfdp_and_plain_training_claim_no_proof() -> None:
 def test_noise_is_calibrated_for_the_run_once(participation: float) -> None:
     training = Training(rounds=20, participation=participation, local=PHASE)
     asked = protection.DpSgd(epsilon=3.0)
-    row = protect.dp_sgd_of(asked, N, training, DELTA)
+    row = protect.dp_sgd_of(asked, N, 10, training, DELTA)
     events = protect.claim_of_training(row, N, PHASE).events
     paid = 20 if participation == 1 else int(stats.binom.ppf(0.95, 20, participation))
     assert 2.95 < composed(events, paid) <= 3.0
     assert composed(events, paid + 1) > 3.0
-    assert protect.dp_sgd_of(row.model_copy(update={"epsilon": None}), N, training, DELTA) == (
-        row.model_copy(update={"epsilon": None})
-    )
+    plain = row.model_copy(update={"epsilon": None})
+    assert protect.dp_sgd_of(plain, N, 10, training, DELTA) == plain
 
 
-def test_the_most_rows_of_a_run_follow_the_rounds_paid_for() -> None:
-    scenario = config.parse({"training": {"rounds": 20, "participation": 0.2}})
-    assert protect.most_rows(scenario, 7) == 7 * int(stats.binom.ppf(0.95, 20, 0.2))
-    assert protect.most_rows(config.parse({"training": {"rounds": 20}}), 7) == 140
+@pytest.mark.parametrize(
+    ("participation", "n_clients", "drawn"),
+    [(0.2, 10, 2), (0.001, 10, 1), (0.5, 3, 2), (0.24, 10, 2), (0.99, 10, 10), (1.0, 7, 7)],
+)
+def test_noise_is_for_as_many_rounds_as_clients_are_really_drawn_for(
+    participation: float, n_clients: int, drawn: int
+) -> None:
+    """At least one client takes part, and a whole number of them: a client's chance is of these."""
+    training = Training(rounds=20, participation=participation)
+    most = protect.most_rounds(training, n_clients)
+    assert most == int(stats.binom.ppf(0.95, 20, drawn / n_clients))
 
 
 # --- the mask ---

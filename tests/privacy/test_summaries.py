@@ -27,12 +27,9 @@ from privacy.summaries import (
     to_ball,
     view,
 )
+from small_digits import seeded
 
 DELTA = 1e-5
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def samples(seed: int, n: int, d: int) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import binom
 
 from fedkd import config
 from fedkd.config import Scenario
@@ -151,11 +152,27 @@ def test_words_hold_no_epsilon_without_what_it_means() -> None:
     assert f"disclosed in the clear: {given} raw samples" in text
     assert "raw samples: none, no mechanism" in text  # so a client as a whole has no guarantee
     assert "abstain" in text
-    assert "drawn at random: 5 rounds are paid for" in text
+    # Two of three are drawn, so all rounds are paid for: the half of three would be fewer.
+    assert "drawn at random, 2 of 3 a round: 6 rounds of 6 are paid for" in text
+    assert "who is drawn for more pays more, or abstains if there is a budget" in text
     assert "at most" in lines[0]
     open_, shut = text.split("one client replaced, at delta", 1)
     assert "no guarantee" not in open_
     assert "epsilon infinite for one client replaced" in shut
+
+
+def test_the_words_say_what_calibrated_noise_counts_on() -> None:
+    scenario = small(
+        privacy={"training": {"name": "dp-sgd", "epsilon": 4.0}},
+        training={"rounds": 20, "participation": 0.01, "local": {"batch_size": 512}},
+        method=OPEN,
+    )
+    text = "\n".join(in_words(forecast(scenario)))
+    paid = int(binom.ppf(0.95, 20, 1 / 3))  # at least one of the three takes part
+    assert f"what {paid} rounds will cost a client, at most" in text
+    assert f"1 of 3 a round: {paid} rounds of 20 are paid for" in text
+    assert "noise is calibrated for that many, and who is drawn for more abstains" in text
+    assert 3.9 < forecast(scenario).asked.total.epsilon <= 4.0
 
 
 def test_of_a_population_the_first_few_are_looked_at() -> None:

@@ -254,8 +254,7 @@ def test_if_all_abstain_the_run_goes_on_with_what_is_known(method: str) -> None:
     assert not [event for event in events if event["event"] == "refused"]
     if method == "fedavg":
         assert rounds[0]["accuracy"] == rounds[1]["accuracy"]
-    else:
-        assert all("no client accepted" in event["note"] for event in rounds)
+    assert all("every client that was heard abstained" in event["note"] for event in rounds)
 
 
 def test_a_client_that_crashes_is_left_out() -> None:
@@ -280,18 +279,49 @@ def test_no_client_accepts_anything_and_the_run_goes_on() -> None:
     assert all(r["accuracy"] > 0 for r in rounds)
 
 
-def test_if_every_client_fails_the_run_stops_with_the_reason() -> None:
+@pytest.mark.parametrize("failing", [("train",), ("evaluate",), ("train", "evaluate")])
+@pytest.mark.parametrize("method", ["edgefd", "fedavg"])
+def test_if_every_client_fails_in_a_step_the_run_stops_with_the_reason(
+    failing: tuple[str, ...], method: str
+) -> None:
+    """Nothing can be learnt from a round that nobody answered, however well they measure."""
+
     def fail(message: Message, context: Context) -> Message:
         raise ValueError("no such device")
 
-    honest = make_app(lambda config: MemoryStore())
+    store = MemoryStore()
+    honest = make_app(lambda config: store)
     app = ClientApp()
     app.query("hello")(lambda message, context: honest(message, context))
     app.query("pool")(lambda message, context: honest(message, context))
-    app.train()(fail)
-    app.evaluate()(fail)
+    app.train()(fail if "train" in failing else lambda message, context: honest(message, context))
+    app.evaluate()(
+        fail if "evaluate" in failing else lambda message, context: honest(message, context)
+    )
+    scenario = small(method={"name": method})
     with pytest.raises(FedkdError, match=r"no client got through round 1.*no such device"):
-        inline.run(make_server(small(), 1, None), app, N_CLIENTS)
+        inline.run(make_server(scenario, 1, None), app, N_CLIENTS)
+
+
+def test_to_abstain_is_an_answer() -> None:
+    """Two clients abstain and one crashes: the run goes on, and says why nobody was heard."""
+    store = MemoryStore()
+    honest = make_app(lambda config: store)
+
+    def train(message: Message, context: Context) -> Message:
+        if context.node_config["partition-id"] == LIAR:
+            raise ValueError("no such device")
+        return abstaining(message, honest(message, context))
+
+    app = ClientApp()
+    for route in (app.query("hello"), app.query("pool"), app.evaluate()):
+        route(lambda message, context: honest(message, context))
+    app.train()(train)
+    events: list[Event] = []
+    inline.run(make_server(small(), 1, None, events.append), app, N_CLIENTS)
+    rounds = [event for event in events if event["event"] == "round"]
+    assert [(e["n_abstained"], e["kept"]) for e in rounds] == [(2, 0.0)] * 2
+    assert all("used up its budget" in event["note"] for event in rounds)
 
 
 def test_a_population_is_never_asked_and_costs_what_takes_part() -> None:

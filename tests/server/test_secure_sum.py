@@ -477,7 +477,7 @@ def test_a_client_whose_budget_is_spent_sends_nothing() -> None:
     assert [event["n_abstained"] for event in seen.of("round")] == [0, CLIENTS]
     assert seen.consensus(1, N) is not None
     assert seen.consensus(2, N) is None
-    assert "too few clients are left" in seen.of("round")[1]["note"]
+    assert "used up its budget" in seen.of("round")[1]["note"]
     assert {seen.replied["train", client, 2] is None for client in range(CLIENTS)} == {True}
     assert len(entries(seen)) == 2
 

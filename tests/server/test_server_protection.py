@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ from numpy.typing import NDArray
 from fedkd import config, payload
 from fedkd.errors import FedkdError
 from fedkd.rng import torch_stream
-from privacy import totals
-from privacy.events import Protects
+from privacy import accounting, totals
+from privacy.events import Gaussian, Protects
 from privacy.ledger import Ledger
+from privacy.protect import CLIENT
+from scenarios.budget import forecast
+from scenarios.budget_text import in_words
+from scenarios.report import page
 from scenarios.simulate import resume, simulate
 from server.app import LEDGER
 from server.events import Event
@@ -25,6 +30,10 @@ from spied import Seen, play
 N, CLIENTS = 40, 3
 PUBLIC = {"name": "public", "size": N}
 GNMAX = {"name": "gnmax", "threshold": 1.2, "sigma_threshold": 0.5, "sigma": 0.4}
+
+
+def squeezed(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
 
 
 def votes(
@@ -128,6 +137,43 @@ def test_the_server_charges_each_round_once_also_if_it_is_played_twice(tmp_path:
     mu = np.sqrt(3 * N * (1 / 0.5**2 + 2 / 0.4**2))
     assert 3 / event.noise_multiplier**2 == pytest.approx(mu**2)  # type: ignore[union-attr]
     assert np.isfinite(spent.epsilon)
+
+
+def test_a_budget_stops_the_server_and_the_run_goes_on(tmp_path: Path) -> None:
+    """Two of four rounds: by hand mu^2 is 40 (1 / 30^2 + 2 / 20^2) a round. Clients answer on."""
+    row = {"name": "gnmax", "threshold": 1.0, "sigma_threshold": 30.0, "sigma": 20.0}
+    each = Gaussian(noise_multiplier=(N * (1 / 30**2 + 2 / 20**2)) ** -0.5, **CLIENT._asdict())
+    within = accounting.rdp_epsilon([each] * 2, CLIENT, 1e-5)
+    scenario = small(
+        proxy=PUBLIC,
+        training={"rounds": 4},
+        privacy={"server": row, "unit": "client", "budget": within * 1.001},
+    )
+    result = simulate(scenario, folder=tmp_path)
+    rounds = result.cells[0].of("round")
+    assert [event["n_abstained"] for event in rounds] == [0] * 4
+    assert ["the server is silent" in event.get("note", "") for event in rounds] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert [event["kept"] > 0 for event in rounds] == [True, True, False, False]
+    assert all(event["bytes_up"] > 0 for event in rounds)
+    told = result.cells[0].server_ledger
+    assert [entry.round for entry in told] == [1, 2]
+    assert totals.total(told, CLIENT, 1e-5).epsilon <= within * 1.001
+    assert told == Ledger(tmp_path / "edgefd" / "seed-1" / LEDGER).entries()
+    assert simulate(scenario).cells[0].server_ledger == told  # without a folder too
+    foretold = forecast(scenario)
+    assert foretold.server == totals.total(told, CLIENT, 1e-5)
+    text = "\n".join(in_words(foretold))
+    assert "in 2 of 4 rounds the server, which sees the answers, tells labels" in text
+    assert str(foretold.server) in text
+    seen = squeezed(page.write(result, tmp_path).read_text("utf-8"))
+    assert f"{sum(entry.rows for entry in told)} labels in 2 rounds" in seen
+    assert str(totals.total(told, CLIENT, 1e-5)) in seen
+    assert "In round 3 to 4 the server was silent" in seen
 
 
 def test_a_server_without_a_mechanism_keeps_no_ledger(tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""What the tests of scenarios share: the tables, and how to look into a scenario."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedkd.config import parse
+from fedkd.data.partition import PARTITIONS
+from fedkd.data.proxy import PROXIES
+from fedkd.data.sources import SOURCES
+from fedkd.errors import FedkdError
+from fedkd.exchange.combine import COMBINES
+from fedkd.exchange.distill import DISTILLS
+from fedkd.exchange.gate import GATES
+from fedkd.exchange.release import RELEASES
+from fedkd.exchange.score import SCORES
+from fedkd.protection import FILTERS, PROTECTED_RELEASES, SERVERS, TRAININGS
+from fedkd.section import Section
+
+Toml = dict[str, Any]
+FILES = sorted((Path(__file__).parents[1] / "scenarios").glob("*.toml"))
+NEEDED: dict[str, Toml] = {  # keys without a default
+    "constant": {"value": 0.5},
+    "npz": {"path": "x.npz"},
+    "huggingface": {"path": "mnist"},
+    "text": {"path": "texts"},
+    "huggingface-text": {"path": "wikitext"},
+    "swing": {"degree": "density"},
+    "gnmax": {"threshold": 5.0, "sigma_threshold": 2.0, "sigma": 1.0},
+    "foreign": {"source": {"name": "digits"}},
+}
+TABLES = {
+    "data": SOURCES,
+    "partition": PARTITIONS,
+    "proxy": PROXIES,
+    "method.score": SCORES,
+    "method.gate": GATES,
+    "method.release": RELEASES,
+    "method.combine": COMBINES,
+    "method.distill": DISTILLS,
+    "privacy.training": TRAININGS,
+    "privacy.filter": FILTERS,
+    "privacy.release": PROTECTED_RELEASES,
+    "privacy.server": SERVERS,
+}
+
+
+def nested(path: str, value: Any) -> Toml:
+    """{"a": {"b": value}} for "a.b"."""
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value  # type: ignore[no-any-return]
+
+
+def at(scenario: Any, path: str) -> Any:
+    for key in path.split("."):
+        scenario = getattr(scenario, key)
+    return scenario
+
+
+def differences(a: Section, b: Section, prefix: str = "") -> set[str]:
+    """Dotted keys at which two sections differ."""
+    found: set[str] = set()
+    for key in type(a).model_fields:
+        one, other = getattr(a, key), getattr(b, key)
+        if isinstance(one, Section) and type(one) is type(other):
+            found |= differences(one, other, f"{prefix}{key}.")
+        elif one != other:
+            found.add(prefix + key)
+    return found
+
+
+def refusal(table: Toml) -> str:
+    with pytest.raises(FedkdError) as error:
+        parse(table)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "scenario.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
