@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,9 @@ from rich.table import Table
 from fedkd import config
 from fedkd.errors import FedkdError
 from scenarios import budget_text, memory, simulate
+from scenarios.audit import comparison
+from scenarios.audit.compare import compare
+from scenarios.audit.protections import Chosen
 from scenarios.bench.suite import suite
 from scenarios.budget import forecast, on_target, unit_of, ways_to
 from scenarios.catalogue import catalogue
@@ -125,6 +129,31 @@ def report(folder: RunFolder) -> None:
     console.print(f"report: {page.write(result, folder)}", soft_wrap=True)
 
 
+@app.command()
+def audit(
+    path: Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario file.")],
+    compared: Annotated[
+        str | None,
+        typer.Option(
+            "--compare", metavar="NAMES", help="Protections to compare, as none,swing,dpsgd:8."
+        ),
+    ] = None,
+    baseline: Annotated[
+        bool, typer.Option(help="Also compare DP-SGD with next to no noise.")
+    ] = True,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Of a comparison; runs/NAME-comparison-TIME unless given.")
+    ] = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """What leaks to whom: run a scenario under several protections, audit and compare them."""
+    if compared is None:
+        raise FedkdError("nothing to compare", fix="--compare none,swing,dpsgd:8")
+    _compare(path, compared, baseline, overrides or [], out, workers, as_json)
+
+
 @app.command(name="list")
 def list_(as_json: AsJson = False) -> None:
     """What a scenario can choose from, with a line for each."""
@@ -202,6 +231,54 @@ def _carry_out(scenario: config.Scenario, folder: Path, as_json: bool) -> None:
     own = in_one_line(result.spent[scenario.method.name], unit_of(scenario))
     console.print(f"privacy of {scenario.method.name}: {own}", soft_wrap=True, highlight=False)
     console.print(f"report: {path}", soft_wrap=True)
+
+
+def _compare(
+    path: Path,
+    names: str,
+    baseline: bool,
+    overrides: list[str],
+    out: Path | None,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Compare protections; what is done is kept after each, and a second call goes on."""
+    what = _placed(config.load(path, overrides), workers, False, None)
+    folder = out or Path("runs") / f"{simulate.new_folder(what, Path()).name}-comparison"
+    words = ["fedkd", "audit", str(path), "--compare", names]
+    words += [] if baseline else ["--no-baseline"]
+    words += [word for override in overrides for word in ("--set", override)]
+    words += [] if workers is None else ["--workers", str(workers)]
+    command = shlex.join([*words, "--out", str(folder)])
+
+    def starts(one: Chosen) -> Progress | None:
+        if as_json:
+            return None
+        console.print(f"[bold]== {one.name} ==[/bold]", highlight=False)
+        return Progress(console, one.scenario)
+
+    try:
+        found = compare(
+            what,
+            names.split(","),
+            folder,
+            baseline=baseline,
+            starts=starts,
+            written=lambda so_far: comparison.write(so_far, command),
+        )
+    except KeyboardInterrupt:
+        print(f"\nstopped; go on with: {command}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    page_path = folder / "comparison.md"
+    if as_json:
+        print(json.dumps(comparison.as_table(found, page_path), indent=2))
+    else:
+        console.print(comparison.table_of(found))
+        console.print(f"comparison: {page_path}", soft_wrap=True)
+    for line in found.contradictions:
+        print(f"fedkd: more was found than the ledger allows: {line}", file=sys.stderr)
+    if found.contradictions:
+        raise typer.Exit(1)
 
 
 def _summary(result: Result, report_path: Path) -> dict[str, object]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle
 from typing import Literal, NamedTuple
 
@@ -244,12 +246,16 @@ Lines = Mapping[str, Mapping[str, list[Curve]]]
 
 
 def _of(audit: Leaks, kind: str, observer: str) -> list[Curve]:
-    return [
+    """Curves of one observer, a histogram's without what is no number."""
+    found = [
         curve
         for curves in audit.curves
         for curve in curves
-        if (curve.kind, curve.observer) == (kind, observer) and curve.part != NULL and curve.x
+        if (curve.kind, curve.observer) == (kind, observer) and curve.part != NULL
     ]
+    if kind == "histogram":
+        found = [replace(one, x=tuple(filter(math.isfinite, one.x))) for one in found]
+    return [one for one in found if one.x]
 
 
 def _by_observer(audit: Leaks, kind: str) -> dict[str, list[Curve]]:

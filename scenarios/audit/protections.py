@@ -248,6 +248,15 @@ PROTECTIONS: dict[str, Protection] = {
     "filter": Protection(
         "which samples a client answers, at epsilon E of a record", "proved", _filter, "E"
     ),
+    "summary": Protection(
+        "answers of a private summary of the records in place of a model, E of a record",
+        "proved",
+        lambda _, epsilon: [
+            "privacy.release.name=summary",
+            f"privacy.release.epsilon={epsilon}",
+        ],
+        "E",
+    ),
     "gaussian": Protection(
         "Gaussian noise on answers, E of a client", "proved", _release("gaussian", True), "E"
     ),

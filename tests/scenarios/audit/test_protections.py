@@ -45,6 +45,12 @@ CHANGES: dict[str, dict[str, Any]] = {
         "privacy.release.name": "laplace",
         "privacy.unit": "client",
     },
+    "summary:3": {
+        "privacy.release.axes": 20,
+        "privacy.release.by": "dp-class-means",
+        "privacy.release.epsilon": 3.0,
+        "privacy.release.name": "summary",
+    },
     "secagg": {"privacy.server.name": "secure-aggregation", "privacy.server.sigma": 0.0},
     "top-1+nfdp": {
         "privacy.release.name": "top-1",
