@@ -6,18 +6,22 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedkd import config
 from fedkd.errors import FedkdError
 from scenarios import budget_text, memory, simulate
 from scenarios.audit import comparison
-from scenarios.audit.compare import compare
+from scenarios.audit import run as audit_run
+from scenarios.audit import text as audit_text
+from scenarios.audit.compare import Comparison, compare
 from scenarios.audit.protections import Chosen
 from scenarios.bench.suite import suite
 from scenarios.budget import forecast, on_target, unit_of, ways_to
@@ -131,27 +135,50 @@ def report(folder: RunFolder) -> None:
 
 @app.command()
 def audit(
-    path: Annotated[Path, typer.Argument(metavar="SCENARIO", help="A scenario file.")],
-    compared: Annotated[
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN|SCENARIO", help="A run folder; or a file to --compare.")
+    ],
+    part: Annotated[
+        list[str] | None,
+        typer.Option("--part", metavar="NAME", help="Only this part; may be repeated."),
+    ] = None,
+    shadows: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Run N more federations as references.")
+    ] = 0,
+    protections: Annotated[
         str | None,
         typer.Option(
-            "--compare", metavar="NAMES", help="Protections to compare, as none,swing,dpsgd:8."
+            "--compare",
+            metavar="NAMES",
+            help="Run and audit a scenario under each protection, as none,swing,dpsgd:8.",
         ),
     ] = None,
     baseline: Annotated[
-        bool, typer.Option(help="Also compare DP-SGD with next to no noise.")
+        bool, typer.Option(help="Compare DP-SGD with next to no noise too.")
     ] = True,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="Of a comparison; runs/NAME-comparison-TIME unless given.")
+        Path | None,
+        typer.Option(help="The comparison's folder; runs/NAME-TIME-comparison unless given."),
     ] = None,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """What leaks to whom: run a scenario under several protections, audit and compare them."""
-    if compared is None:
-        raise FedkdError("nothing to compare", fix="--compare none,swing,dpsgd:8")
-    _compare(path, compared, baseline, overrides or [], out, workers, as_json)
+    """What leaked, to whom, beside what the ledgers promise; exit code 1 if they contradict it."""
+    if protections is not None:
+        names = protections.split(",")
+        options = _Audit(tuple(part or ()), shadows, workers, as_json)
+        _compare(path, names, baseline, tuple(overrides or ()), out, options)
+    elif path.suffix == ".toml":
+        raise FedkdError(
+            "a scenario is audited in a comparison, or by the folder of its run",
+            value=str(path),
+            fix=f"fedkd audit {path} --compare none,swing; or fedkd run, then fedkd audit RUN",
+        )
+    elif overrides or out is not None:
+        raise FedkdError("--set and --out are for --compare", value=str(path))
+    else:
+        _audit(path, _Audit(tuple(part or ()), shadows, workers, as_json))
 
 
 @app.command(name="list")
@@ -233,51 +260,99 @@ def _carry_out(scenario: config.Scenario, folder: Path, as_json: bool) -> None:
     console.print(f"report: {path}", soft_wrap=True)
 
 
+class _Audit(NamedTuple):
+    """How to audit."""
+
+    parts: tuple[str, ...]
+    shadows: int
+    workers: int | None
+    as_json: bool
+
+    @property
+    def words(self) -> list[str]:
+        """The options again."""
+        words = [word for name in self.parts for word in ("--part", name)]
+        words += ["--shadows", str(self.shadows)] if self.shadows else []
+        return words + ([] if self.workers is None else ["--workers", str(self.workers)])
+
+    def carry_out(self, folder: Path) -> audit_run.Audit:
+        """Audit a run, and tell how it goes on."""
+        grid = None
+        if self.workers is not None:
+            grid = _placed(simulate.scenario_of(folder), self.workers, False, None).grid
+        with audit_text.Telling(Console(quiet=True) if self.as_json else console) as telling:
+            return audit_run.audit(
+                folder, parts=self.parts, shadows=self.shadows, grid=grid, listener=telling
+            )
+
+
+def _audit(folder: Path, options: _Audit) -> None:
+    try:
+        found = options.carry_out(folder)
+    except KeyboardInterrupt:
+        _stopped(["fedkd", "audit", str(folder), *options.words])
+    if options.as_json:
+        print(json.dumps(audit_text.as_table(found), indent=2))
+    else:
+        for table in audit_text.tables(found):
+            console.print(table)
+    _contradicted(audit_text.contradictions(found))
+
+
 def _compare(
     path: Path,
-    names: str,
+    names: list[str],
     baseline: bool,
-    overrides: list[str],
+    overrides: tuple[str, ...],
     out: Path | None,
-    workers: int | None,
-    as_json: bool,
+    options: _Audit,
 ) -> None:
-    """Compare protections; what is done is kept after each, and a second call goes on."""
-    what = _placed(config.load(path, overrides), workers, False, None)
-    folder = out or Path("runs") / f"{simulate.new_folder(what, Path()).name}-comparison"
-    words = ["fedkd", "audit", str(path), "--compare", names]
-    words += [] if baseline else ["--no-baseline"]
-    words += [word for override in overrides for word in ("--set", override)]
-    words += [] if workers is None else ["--workers", str(workers)]
-    command = shlex.join([*words, "--out", str(folder)])
+    """Compare protections: what is done is kept after each, and the same command goes on."""
+    what = _placed(config.load(path, overrides), options.workers, False, None)
+    folder = out or Path(f"{simulate.new_folder(what, Path('runs'))}-comparison")
+    command = ["fedkd", "audit", str(path), "--compare", ",".join(names), *options.words]
+    command += [] if baseline else ["--no-baseline"]
+    command += [word for override in overrides for word in ("--set", override)]
+    command += ["--out", str(folder)]
 
     def starts(one: Chosen) -> Progress | None:
-        if as_json:
+        if options.as_json:
             return None
-        console.print(f"[bold]== {one.name} ==[/bold]", highlight=False)
+        console.print(f"[bold]== {one.name}[/bold]", highlight=False)
         return Progress(console, one.scenario)
+
+    def written(so_far: Comparison) -> None:
+        comparison.write(so_far, shlex.join(command))
 
     try:
         found = compare(
             what,
-            names.split(","),
+            names,
             folder,
+            auditor=options.carry_out,
             baseline=baseline,
             starts=starts,
-            written=lambda so_far: comparison.write(so_far, command),
+            written=written,
         )
     except KeyboardInterrupt:
-        print(f"\nstopped; go on with: {command}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-    page_path = folder / "comparison.md"
-    if as_json:
-        print(json.dumps(comparison.as_table(found, page_path), indent=2))
+        _stopped(command)
+    if options.as_json:
+        print(json.dumps(comparison.as_table(found), indent=2))
     else:
         console.print(comparison.table_of(found))
-        console.print(f"comparison: {page_path}", soft_wrap=True)
-    for line in found.contradictions:
-        print(f"fedkd: more was found than the ledger allows: {line}", file=sys.stderr)
-    if found.contradictions:
+        console.print(f"comparison: {folder / comparison.PAGE}", soft_wrap=True)
+    _contradicted(found.contradictions)
+
+
+def _stopped(command: Sequence[str]) -> NoReturn:
+    print(f"\nstopped; go on with: {shlex.join(command)}", file=sys.stderr)
+    raise typer.Exit(INTERRUPTED) from None
+
+
+def _contradicted(lines: Sequence[str]) -> None:
+    for line in lines:
+        Console(stderr=True).print(f"[bold red]{escape(line)}[/bold red]", soft_wrap=True)
+    if lines:
         raise typer.Exit(1)
 
 

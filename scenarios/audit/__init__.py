@@ -1,1 +1,1 @@
-"""ByName of runs: what leaked, to whom, and how that compares with what was promised."""
+"""Audits of runs: what leaked, to whom, and how that compares with what was promised."""

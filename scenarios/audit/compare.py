@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from fedkd.errors import FedkdError
 from scenarios.audit.pictures import Point, exposures, leakage, rocs, utility
 from scenarios.audit.protections import BASELINE, Chosen, chosen
 from scenarios.audit.reading import Leaks, leaks
+from scenarios.audit.run import audit
 from scenarios.report import page
 from scenarios.report.figures import png
 from scenarios.results import Result
@@ -107,7 +107,7 @@ def compare(
     folder: Path,
     *,
     baseline: bool = True,
-    auditor: Auditor | None = None,
+    auditor: Auditor = audit,
     starts: Callable[[Chosen], Listener | None] = lambda _: None,
     written: Callable[[Comparison], object] = lambda _: None,
 ) -> Comparison:
@@ -119,13 +119,12 @@ def compare(
         works in it.
     """
     asked = protections(scenario, names, baseline=baseline)
-    work = auditor or import_module("scenarios.audit.run").audit
     entries: list[Entry] = []
     with locked(folder):
         for one in asked:
             where = folder / one.folder
             result = simulate(one.scenario, folder=where, listener=starts(one))
-            work(where)
+            auditor(where)
             page.write(result, where)
             own = leaks(result).get(one.scenario.method.name)
             entries.append(Entry(chosen=one, result=result, audit=own))

@@ -20,6 +20,7 @@ from scenarios.report.facts import environment
 from scenarios.spending import guaranteed, in_one_line
 from scenarios.units import percent, plain
 
+PAGE = "comparison.md"
 CLAIMS = {
     "nothing": "none",
     "baseline": "baseline",
@@ -55,7 +56,7 @@ class Grid(NamedTuple):
 
 def write(comparison: Comparison, command: str) -> Path:
     """Write `comparison.md` into the folder, whole or not at all; `command` makes it again."""
-    path = comparison.folder / "comparison.md"
+    path = comparison.folder / PAGE
     page.replace(path, _markdown(comparison, command).encode())
     return path
 
@@ -115,12 +116,12 @@ def table_of(comparison: Comparison) -> Table:
     return table
 
 
-def as_table(comparison: Comparison, path: Path) -> dict[str, Any]:
+def as_table(comparison: Comparison) -> dict[str, Any]:
     """A comparison for JSON: per protection, what it costs and the worst of each measure."""
     return {
         "scenario": comparison.scenario.name,
         "folder": str(comparison.folder),
-        "report": str(path),
+        "report": str(comparison.folder / PAGE),
         "contradictions": comparison.contradictions,
         "protections": [
             {

@@ -1,0 +1,263 @@
+"""The parts `membership` and `null`: who was trained on what, from where each observer stands.
+
+Scores of all clients are put together, each from its own view; a target without evidence is put
+below all others, for members and non-members alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fedkd.errors import FedkdError
+from privacy.audit.membership import ATTACKS, ROWS, Attack, Evidence
+from privacy.audit.roc import Roc, null_auc_error, roc, shuffled, smallest_fpr, tpr_at
+from privacy.audit.signals import Doubles, Flags
+from scenarios.audit.evidence import Cell
+from scenarios.audit.findings import OBSERVERS, Curve, Finding, Found
+from scenarios.audit.ledger import ceilings
+from scenarios.audit.views import (
+    Targets,
+    Views,
+    canary_targets,
+    record_targets,
+    with_shadows,
+)
+
+FPRS = (0.01, 0.001)
+POINTS = 200
+"""Of a ROC that is kept."""
+CHOSEN = {
+    "owner": "coop-lira",
+    "uploads": "coop-lira",
+    "aggregate": "threshold",
+    "peer": "threshold",
+    "student": "threshold",
+}
+"""The attack of each observer whose guesses bound epsilon: fixed beforehand, or it is no bound."""
+
+
+class Case(NamedTuple):
+    """One client's targets as one observer sees them."""
+
+    evidence: Evidence
+    inside: Flags
+
+
+class Setting(NamedTuple):
+    """Which targets an observer attacks, and how."""
+
+    observer: str
+    adaptive: bool
+    what: str
+    cases: Sequence[Case]
+    shadows: bool = False
+
+
+class Scores(NamedTuple):
+    """Of all clients together."""
+
+    members: Doubles
+    others: Doubles
+
+
+def scores(attack: Attack, cases: Sequence[Case]) -> Scores | None:
+    """What an attack gives; None where it lacks evidence at any client."""
+    found = []
+    for case in cases:
+        if any(getattr(case.evidence, need) is None for need in attack.needs):
+            return None
+        try:
+            found.append(attack.score(case.evidence))
+        except FedkdError:  # too thin: such as no reference that has learnt a target
+            return None
+    values = np.concatenate(found) if found else np.empty(0)
+    if not np.isfinite(values).any():
+        return None
+    values = np.where(np.isnan(values), -np.inf, values)
+    inside = np.concatenate([case.inside for case in cases])
+    if inside.all() or not inside.any():
+        return None
+    return Scores(values[inside], values[~inside])
+
+
+def where(cell: Cell) -> str:
+    """What canaries are called, as targets."""
+    inside = cell.world.first_in_proxy is not None
+    return "canaries in the proxy set" if inside else "canaries outside it"
+
+
+def settings(views: Views) -> Iterator[Setting]:
+    """Every observer with every kind of target that the run has."""
+    yield from canary_settings(views)
+    yield from record_settings(views)
+
+
+def canary_settings(views: Views) -> Iterator[Setting]:
+    """Canaries that clients were trained on against those that they were not."""
+    cell = views.cell
+    if cell.world.canaries:
+        targets = {i: canary_targets(cell, i) for i in cell.clients}
+        in_proxy = cell.world.first_in_proxy is not None
+        yield from _settings(views, where(cell), targets, in_proxy)
+
+
+def record_settings(views: Views) -> Iterator[Setting]:
+    """Clients' own records against records like them of the test set."""
+    targets = {}
+    for client in views.cell.clients:
+        try:
+            targets[client] = record_targets(views.cell, client)
+        except FedkdError:  # the test data have none like this client's
+            continue
+    yield from _settings(views, "records", targets, in_proxy=False)
+
+
+def _settings(
+    views: Views, what: str, targets: dict[int, Targets], in_proxy: bool
+) -> Iterator[Setting]:
+    others = views.shadows if what != "records" else []
+    for observer in OBSERVERS:
+        if not views.can_stand(observer):
+            continue
+        for adaptive in views.ways(observer, in_proxy):
+            stands = {i: views.stand(observer, i, in_proxy, adaptive) for i in targets}
+            cases = [Case(stands[i].evidence(t), t.inside) for i, t in targets.items()]
+            yield Setting(observer, adaptive, what, cases)
+            if others:
+                shadowed = {
+                    i: with_shadows(
+                        stand,
+                        [(v.stand(observer, i, in_proxy, adaptive), v.cell) for v in others],
+                    )
+                    for i, stand in stands.items()
+                }
+                cases = [Case(shadowed[i].evidence(t), t.inside) for i, t in targets.items()]
+                yield Setting(observer, adaptive, what, cases, shadows=True)
+
+
+def membership(views: Views, rng: np.random.Generator) -> Found:
+    """Every attack that has what it needs: AUC, and TPR at low FPR beside what the ledger allows."""
+    findings: list[Finding] = []
+    curves: list[Curve] = []
+    for setting in settings(views):
+        most = ceilings(views.cell, setting.observer, setting.what, FPRS)
+        for attack in ROWS:
+            if setting.shadows and not attack.needs:
+                continue  # it looks at no reference, so it is the same without shadows
+            found = scores(attack, setting.cases)
+            if found is not None:
+                curve = roc(*found)
+                findings += _findings(setting, attack.name, curve, most)
+                curves.append(_curve(setting, attack.name, curve))
+    return Found(findings, curves)
+
+
+def _name(setting: Setting, attack: str) -> str:
+    return f"{attack}, shadows" if setting.shadows else attack
+
+
+def _findings(
+    setting: Setting, attack: str, curve: Roc, most: Sequence[float | None]
+) -> list[Finding]:
+    half = 1.96 * auc_error(curve.auc, curve.n_members, curve.n_nonmembers)
+    common = {
+        "part": "membership",
+        "observer": setting.observer,
+        "attack": _name(setting, attack),
+        "adaptive": setting.adaptive,
+        "target": setting.what,
+        "n": curve.n_members + curve.n_nonmembers,
+        "most": 1.0,
+    }
+    found = [
+        Finding(
+            **common,
+            measure="auc",
+            value=curve.auc,
+            low=max(0.0, curve.auc - half),
+            high=min(1.0, curve.auc + half),
+            null=0.5,
+        )
+    ]
+    least = smallest_fpr(curve.n_nonmembers)
+    for point, ceiling in zip(tpr_at(curve, FPRS), most, strict=True):
+        note = f"smallest FPR that {curve.n_nonmembers} non-members support: {least:.2g}"
+        found.append(
+            Finding(
+                **common,
+                measure=f"tpr@{point.target:g}",
+                value=point.tpr,
+                low=point.low,
+                high=point.high,
+                null=point.target,
+                ceiling=ceiling,
+                note="" if point.supported else note,
+            )
+        )
+    return found
+
+
+def auc_error(auc: float, n_members: int, n_others: int) -> float:
+    """The standard error of an AUC. Source: Hanley and McNeil 1982.
+
+    >>> round(auc_error(0.5, 100, 100), 3)
+    0.041
+    """
+    one, two = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    spread = auc * (1 - auc) + (n_members - 1) * (one - auc**2) + (n_others - 1) * (two - auc**2)
+    return math.sqrt(max(spread, 0.0) / (n_members * n_others))
+
+
+def _curve(setting: Setting, attack: str, curve: Roc) -> Curve:
+    """At most `POINTS` points, evenly spread over log FPR: there it is read."""
+    at = np.arange(len(curve.fpr))
+    if len(at) > POINTS:
+        logs = np.log(np.maximum(curve.fpr, 0.5 / curve.n_nonmembers))
+        wanted = np.linspace(logs[0], logs[-1], POINTS - 2)
+        at = np.unique([0, *np.searchsorted(logs, wanted), len(at) - 1])
+    return Curve(
+        part="membership",
+        observer=setting.observer,
+        attack=_name(setting, attack),
+        target=setting.what,
+        kind="roc",
+        x=tuple(curve.fpr[at].tolist()),
+        y=tuple(curve.tpr[at].tolist()),
+        n=curve.n_nonmembers,
+    )
+
+
+def of_shuffled(views: Views, rng: np.random.Generator) -> list[Finding]:
+    """AUC of the chosen attacks where membership is drawn anew: 1/2, or the audit is wrong."""
+    kind = canary_settings if views.cell.world.canaries else record_settings
+    findings = []
+    for setting in kind(views):
+        if setting.shadows:
+            continue
+        name = CHOSEN[setting.observer]
+        found = scores(ATTACKS[name], setting.cases)
+        if found is None:
+            continue
+        value = roc(*shuffled(*found, rng)).auc
+        half = 1.96 * null_auc_error(len(found.members), len(found.others))
+        findings.append(
+            Finding(
+                part="null",
+                observer=setting.observer,
+                attack=f"{name}, membership shuffled",
+                adaptive=setting.adaptive,
+                target=setting.what,
+                measure="auc",
+                value=value,
+                low=value - half,
+                high=value + half,
+                null=0.5,
+                most=1.0,
+                n=len(found.members) + len(found.others),
+            )
+        )
+    return findings

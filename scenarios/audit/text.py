@@ -1,0 +1,131 @@
+"""An audit in the terminal: what is being done, and one table a cell, by observer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from scenarios.audit.findings import OBSERVERS, Finding
+from scenarios.audit.run import Audit, Audited, Step
+from scenarios.units import duration
+
+
+class Telling:
+    """Prints each part as it is finished; a terminal also shows what is being done."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status = console.status("")
+        self._cell: tuple[str, int] | None = None
+
+    def __enter__(self) -> Telling:
+        self._status.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._status.stop()
+
+    def __call__(self, step: Step) -> None:
+        """Tell one step."""
+        if self._cell != (step.row, step.seed):
+            self._cell = (step.row, step.seed)
+            self._say(f"[bold]{step.row}, seed {step.seed}[/bold]")
+        if step.seconds is None:
+            self._status.update(f"{step.row}, seed {step.seed}: {step.part}")
+        elif step.skipped:
+            self._say(f"  [dim]{step.part}: {escape(step.note)}[/dim]")
+        else:
+            note = f"  {escape(step.note)}" if step.note else ""
+            self._say(f"  {step.part}  {duration(step.seconds)}{note}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
+def tables(audit: Audit) -> list[Table]:
+    """One table for each cell that has findings."""
+    return [_table(cell) for cell in audit.cells if cell.findings]
+
+
+def _table(cell: Audited) -> Table:
+    table = Table(
+        title=f"{cell.row}, seed {cell.seed}: what leaks to whom (empirical)",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption="no leak: what chance gives; at most: the measure's own limit; ledger: the most "
+        "that the accounted epsilon allows any attack, a dash where it promises nothing. "
+        "* The attack knows the defence. ? Too few non-members for so small an FPR.",
+        caption_justify="left",
+    )
+    for heading in ("part", "target", "attack", "measure"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("value", "95 %", "no leak", "at most", "ledger", "n"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for observer, line in OBSERVERS.items():
+        seen = [one for one in cell.findings if one.observer == observer]
+        if seen:
+            table.add_section()
+            table.add_row(f"[bold]{observer}[/bold]", *_words(line))
+            for one in seen:
+                table.add_row(*_row(one))
+    return table
+
+
+def _words(line: str) -> Sequence[str]:
+    return (f"[dim]{escape(line)}[/dim]", *[""] * 8)
+
+
+def _row(one: Finding) -> Sequence[str]:
+    interval = "" if one.low is None or one.high is None else f"{_n(one.low)} – {_n(one.high)}"
+    value = _n(one.value) + ("?" if one.note.startswith("smallest FPR") else "")
+    style = "bold red" if one.contradicts else ""
+    return [
+        one.part,
+        escape(one.target),
+        escape(one.attack) + ("*" if one.adaptive else ""),
+        one.measure,
+        f"[{style}]{value}[/{style}]" if style else value,
+        interval,
+        _n(one.null),
+        _n(one.most),
+        _n(one.ceiling),
+        str(one.n),
+    ]
+
+
+def _n(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def as_table(audit: Audit) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        "scenario": audit.scenario.name,
+        "folder": str(audit.folder),
+        "contradictions": contradictions(audit),
+        "cells": [
+            {
+                "row": cell.row,
+                "seed": cell.seed,
+                "findings": [asdict(one) for one in cell.findings],
+            }
+            for cell in audit.cells
+        ],
+    }
+
+
+def contradictions(audit: Audit) -> list[str]:
+    """One line for each finding above what a ledger allows."""
+    return [
+        f"CONTRADICTION in {cell.row}, seed {cell.seed}: to {one.observer!r} epsilon is at least "
+        f"{_n(one.value)}, and the ledger says at most {_n(one.ceiling)}: one of them is wrong. "
+        f"{one.note}"
+        for cell, one in audit.contradictions
+    ]
