@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -18,11 +16,7 @@ from rich.table import Table
 from fedkd import config
 from fedkd.errors import FedkdError
 from scenarios import budget_text, memory, simulate
-from scenarios.audit import comparison
-from scenarios.audit import run as audit_run
-from scenarios.audit import text as audit_text
-from scenarios.audit.compare import Comparison, compare
-from scenarios.audit.protections import Chosen
+from scenarios.audit import command
 from scenarios.bench.suite import suite
 from scenarios.budget import forecast, on_target, unit_of, ways_to
 from scenarios.catalogue import catalogue
@@ -166,9 +160,7 @@ def audit(
 ) -> None:
     """What leaked, to whom, beside what the ledgers promise; exit code 1 if they contradict it."""
     if protections is not None:
-        names = protections.split(",")
-        options = _Audit(tuple(part or ()), shadows, workers, as_json)
-        _compare(path, names, baseline, tuple(overrides or ()), out, options)
+        what = _placed(config.load(path, overrides or ()), workers, False, None)
     elif path.suffix == ".toml":
         raise FedkdError(
             "a scenario is audited in a comparison, or by the folder of its run",
@@ -178,7 +170,29 @@ def audit(
     elif overrides or out is not None:
         raise FedkdError("--set and --out are for --compare", value=str(path))
     else:
-        _audit(path, _Audit(tuple(part or ()), shadows, workers, as_json))
+        what = _placed(simulate.scenario_of(path), workers, False, None)
+    how = command.Options(
+        parts=tuple(part or ()),
+        shadows=shadows,
+        grid=None if workers is None else what.grid,
+        as_json=as_json,
+        console=console,
+        words=[] if workers is None else ["--workers", str(workers)],
+    )
+    try:
+        if protections is None:
+            contradicted = command.audit(path, how)
+        else:
+            folder = out or Path(f"{simulate.new_folder(what, Path('runs'))}-comparison")
+            how.words += [word for one in overrides or () for word in ("--set", one)]
+            contradicted = command.compare(what, path, protections, baseline, folder, how)
+    except command.Stopped as stopped:
+        print(f"\nstopped; go on with: {stopped}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    for line in contradicted:
+        Console(stderr=True).print(f"[bold red]{escape(line)}[/bold red]", soft_wrap=True)
+    if contradicted:
+        raise typer.Exit(1)
 
 
 @app.command(name="list")
@@ -258,102 +272,6 @@ def _carry_out(scenario: config.Scenario, folder: Path, as_json: bool) -> None:
     own = in_one_line(result.spent[scenario.method.name], unit_of(scenario))
     console.print(f"privacy of {scenario.method.name}: {own}", soft_wrap=True, highlight=False)
     console.print(f"report: {path}", soft_wrap=True)
-
-
-class _Audit(NamedTuple):
-    """How to audit."""
-
-    parts: tuple[str, ...]
-    shadows: int
-    workers: int | None
-    as_json: bool
-
-    @property
-    def words(self) -> list[str]:
-        """The options again."""
-        words = [word for name in self.parts for word in ("--part", name)]
-        words += ["--shadows", str(self.shadows)] if self.shadows else []
-        return words + ([] if self.workers is None else ["--workers", str(self.workers)])
-
-    def carry_out(self, folder: Path) -> audit_run.Audit:
-        """Audit a run, and tell how it goes on."""
-        grid = None
-        if self.workers is not None:
-            grid = _placed(simulate.scenario_of(folder), self.workers, False, None).grid
-        with audit_text.Telling(Console(quiet=True) if self.as_json else console) as telling:
-            return audit_run.audit(
-                folder, parts=self.parts, shadows=self.shadows, grid=grid, listener=telling
-            )
-
-
-def _audit(folder: Path, options: _Audit) -> None:
-    try:
-        found = options.carry_out(folder)
-    except KeyboardInterrupt:
-        _stopped(["fedkd", "audit", str(folder), *options.words])
-    if options.as_json:
-        print(json.dumps(audit_text.as_table(found), indent=2))
-    else:
-        for table in audit_text.tables(found):
-            console.print(table)
-    _contradicted(audit_text.contradictions(found))
-
-
-def _compare(
-    path: Path,
-    names: list[str],
-    baseline: bool,
-    overrides: tuple[str, ...],
-    out: Path | None,
-    options: _Audit,
-) -> None:
-    """Compare protections: what is done is kept after each, and the same command goes on."""
-    what = _placed(config.load(path, overrides), options.workers, False, None)
-    folder = out or Path(f"{simulate.new_folder(what, Path('runs'))}-comparison")
-    command = ["fedkd", "audit", str(path), "--compare", ",".join(names), *options.words]
-    command += [] if baseline else ["--no-baseline"]
-    command += [word for override in overrides for word in ("--set", override)]
-    command += ["--out", str(folder)]
-
-    def starts(one: Chosen) -> Progress | None:
-        if options.as_json:
-            return None
-        console.print(f"[bold]== {one.name}[/bold]", highlight=False)
-        return Progress(console, one.scenario)
-
-    def written(so_far: Comparison) -> None:
-        comparison.write(so_far, shlex.join(command))
-
-    try:
-        found = compare(
-            what,
-            names,
-            folder,
-            auditor=options.carry_out,
-            baseline=baseline,
-            starts=starts,
-            written=written,
-        )
-    except KeyboardInterrupt:
-        _stopped(command)
-    if options.as_json:
-        print(json.dumps(comparison.as_table(found), indent=2))
-    else:
-        console.print(comparison.table_of(found))
-        console.print(f"comparison: {folder / comparison.PAGE}", soft_wrap=True)
-    _contradicted(found.contradictions)
-
-
-def _stopped(command: Sequence[str]) -> NoReturn:
-    print(f"\nstopped; go on with: {shlex.join(command)}", file=sys.stderr)
-    raise typer.Exit(INTERRUPTED) from None
-
-
-def _contradicted(lines: Sequence[str]) -> None:
-    for line in lines:
-        Console(stderr=True).print(f"[bold red]{escape(line)}[/bold red]", soft_wrap=True)
-    if lines:
-        raise typer.Exit(1)
 
 
 def _summary(result: Result, report_path: Path) -> dict[str, object]:

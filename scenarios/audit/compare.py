@@ -16,7 +16,8 @@ import numpy as np
 from fedkd import config
 from fedkd.config import Scenario
 from fedkd.errors import FedkdError
-from scenarios.audit.pictures import Point, exposures, leakage, rocs, utility
+from scenarios.audit.curves import exposures, rocs
+from scenarios.audit.pictures import Point, leakage, utility
 from scenarios.audit.protections import BASELINE, Chosen, chosen
 from scenarios.audit.reading import Leaks, leaks
 from scenarios.audit.run import audit
@@ -45,8 +46,12 @@ class Entry:
 
     @property
     def proved(self) -> bool:
-        """Whether the ledgers hold an epsilon for everything that left, of some unit."""
-        return any(told["epsilon"] for told in self.line["privacy"])
+        """Whether the ledgers hold an epsilon for everything that left, of some unit.
+
+        That of the baseline says nothing, and does not count.
+        """
+        held = any(told["epsilon"] for told in self.line["privacy"])
+        return held and self.chosen.kind != "baseline"
 
     def over_seeds(self, key: str) -> tuple[float, float | None] | None:
         """Mean and standard deviation of a figure of the last round, if there is one."""

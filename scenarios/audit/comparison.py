@@ -28,6 +28,9 @@ CLAIMS = {
     "hidden in a sum": "hidden in a sum",
     "proved": "not covered",
 }
+STAR = (
+    "* The attack knows the defence. ? Too few non-members for so small an FPR. All is empirical."
+)
 HOW_TO_READ = """\
 Figures are means over {seeds}, ± the standard deviation over them; with one seed, the 95 % interval
 is in brackets. What was found is **empirical**: the strongest of the attacks that were run, chosen
@@ -61,8 +64,11 @@ def write(comparison: Comparison, command: str) -> Path:
     return path
 
 
-def summary(comparison: Comparison) -> Grid:
-    """What each protection costs and how much the worst observer finds, a row a protection."""
+def summary(comparison: Comparison, *, short: bool = False) -> Grid:
+    """What each protection costs and how much the worst observer finds, a row a protection.
+
+    Args: short: without intervals, and with a star where the attack knows the defence.
+    """
     entries = comparison.entries
     columns = guaranteed(entry.line for entry in entries)
     shown = [pair for pair in LEADING if any(_worst(entry, pair) for entry in entries)]
@@ -75,16 +81,14 @@ def summary(comparison: Comparison) -> Grid:
         row = [entry.chosen.name, claim(entry), *(column.of(entry.line) for column in columns)]
         row.append(_utility(entry, "accuracy"))
         row += [_utility(entry, "perplexity")] * texts
-        row += [_who(_worst(entry, pair)) for pair in shown]
+        row += [_who(_worst(entry, pair), short) for pair in shown]
         rows.append(row)
     return Grid(headings, rows)
 
 
 def claim(entry: Entry) -> str:
     """Whether what the protection promises is proved, by the ledgers and not by its name."""
-    if entry.proved and entry.chosen.kind != "baseline":
-        return "guaranteed"
-    return CLAIMS[entry.chosen.kind]
+    return "guaranteed" if entry.proved else CLAIMS[entry.chosen.kind]
 
 
 def by_observer(comparison: Comparison, part: str, what: str) -> Grid:
@@ -100,17 +104,17 @@ def by_observer(comparison: Comparison, part: str, what: str) -> Grid:
 
 def table_of(comparison: Comparison) -> Table:
     """The summary for the terminal."""
-    grid = summary(comparison)
+    grid = summary(comparison, short=True)
     table = Table(
         title=f"{comparison.scenario.name}: protections, and the most that an observer found",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        caption="\n".join(_meanings(comparison)) or None,
+        caption="\n".join([*_meanings(comparison), STAR]),
         caption_justify="left",
     )
     for at, heading in enumerate(grid.headings):
-        table.add_column(heading, justify="left" if at < 2 else "right")
+        table.add_column(heading, justify="left" if at < 2 else "right", no_wrap=at == 0)
     for row in grid.rows:
         table.add_row(*row)
     return table
@@ -226,10 +230,15 @@ def _worst(entry: Entry, pair: tuple[str, str]) -> Reading | None:
     return entry.audit.strongest(*pair) if entry.audit else None
 
 
-def _who(reading: Reading | None) -> str:
+def _who(reading: Reading | None, short: bool) -> str:
     """A figure with whose it is."""
-    if reading is None:
+    if reading is None or reading.mean is None:
         return "-"
+    if short:
+        doubt = "" if reading.supported else "?"
+        star = "*" if reading.finding.adaptive else ""
+        text = measure(reading.finding.measure).form.format(reading.mean)
+        return f"{text}{doubt}{star} {reading.finding.observer}"
     known = ", defence known" if reading.finding.adaptive else ""
     return f"{reading} {reading.finding.observer}{known}"
 
@@ -252,5 +261,7 @@ def _as_markdown(grid: Grid) -> list[str]:
     def row(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cells)} |"
 
-    rules: Iterable[str] = ("---" if at == 0 else "---:" for at in range(len(grid.headings)))
+    rules: Iterable[str] = (
+        "---:" if at and heading != "claim" else "---" for at, heading in enumerate(grid.headings)
+    )
     return [row(grid.headings), f"|{'|'.join(rules)}|", *map(row, grid.rows), ""]

@@ -149,7 +149,8 @@ class Leaks:
         """Of one part and measure, the attack that finds most; None where there is no figure.
 
         Args: adaptive: only attacks that do, or do not, know the defence.
-        It is chosen after the fact, so where nothing leaks it lies a little above the null.
+        A figure that the sample does not support counts only where all are such. The strongest is
+        chosen after the fact, so where nothing leaks it lies a little above the null.
         """
         among = [
             reading
@@ -229,9 +230,9 @@ def contradictions(findings: Iterable[Finding]) -> list[str]:
     ]
 
 
-def _strength(reading: Reading) -> float:
+def _strength(reading: Reading) -> tuple[bool, float]:
     mean = float(np.mean(reading.values))
-    return -mean if measure(reading.finding.measure).falls else mean
+    return reading.supported, -mean if measure(reading.finding.measure).falls else mean
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scenarios.audit.curves import exposures, rocs
 from scenarios.audit.findings import OBSERVERS
-from scenarios.audit.pictures import exposures, leakage, rocs
+from scenarios.audit.pictures import leakage
 from scenarios.audit.reading import NULL, QUESTIONS, ByName, Leaks, Reading, measure
 from scenarios.report.plots import Plot
 

@@ -6,7 +6,9 @@ import io
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 WIDE, HALF = 11.2, 5.5
@@ -58,6 +60,19 @@ def key(plot: Figure, colours: Mapping[str, str]) -> None:
         fontsize=8.5,
         labelcolor=INK,
         handlelength=1.0,
+        columnspacing=1.4,
+    )
+
+
+def legend(plot: Figure, handles: Sequence[Line2D | ErrorbarContainer]) -> None:
+    """Say below the axes what each line or marker means."""
+    plot.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=len(handles) if len(handles) <= 5 else 4,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=INK,
         columnspacing=1.4,
     )
 

@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import StepPatch
 
+from scenarios.audit.curves import exposures, rocs
 from scenarios.audit.findings import OBSERVERS, Curve, Finding
-from scenarios.audit.pictures import Point, exposures, leakage, rocs, utility
+from scenarios.audit.pictures import Point, leakage, utility
 from scenarios.audit.reading import OUTSIDE, Leaks, Reading, contradictions, over_seeds
 from scenarios.report.figures import png
 
