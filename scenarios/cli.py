@@ -171,20 +171,20 @@ def audit(
         raise FedkdError("--set and --out are for --compare", value=str(path))
     else:
         what = _placed(simulate.scenario_of(path), workers, False, None)
+    words = [word for one in overrides or () for word in ("--set", one)]
     how = command.Options(
         parts=tuple(part or ()),
         shadows=shadows,
         grid=None if workers is None else what.grid,
         as_json=as_json,
         console=console,
-        words=[] if workers is None else ["--workers", str(workers)],
+        words=tuple(words if workers is None else [*words, "--workers", str(workers)]),
     )
     try:
         if protections is None:
             contradicted = command.audit(path, how)
         else:
             folder = out or Path(f"{simulate.new_folder(what, Path('runs'))}-comparison")
-            how.words += [word for one in overrides or () for word in ("--set", one)]
             contradicted = command.compare(what, path, protections, baseline, folder, how)
     except command.Stopped as stopped:
         print(f"\nstopped; go on with: {stopped}", file=sys.stderr)

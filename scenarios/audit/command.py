@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -27,7 +27,7 @@ class Options:
     grid: Grid | None
     as_json: bool
     console: Console
-    words: list[str] = field(default_factory=list)
+    words: tuple[str, ...]
     """Options that another call must repeat, besides these parts and shadows."""
 
     def carry_out(self, folder: Path) -> run.Audit:
