@@ -7,7 +7,7 @@ not done again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ class Comparison:
     scenario: Scenario
     folder: Path
     entries: tuple[Entry, ...]
+    plots: tuple[str, ...] = ()
+    """What is drawn, once all is there."""
 
     @property
     def audits(self) -> dict[str, Leaks]:
@@ -134,12 +136,13 @@ def compare(
             own = leaks(result).get(one.scenario.method.name)
             entries.append(Entry(chosen=one, result=result, audit=own))
             so_far = Comparison(scenario=scenario, folder=folder, entries=tuple(entries))
-            draw(so_far)
             written(so_far)
-    return so_far
+        whole = replace(so_far, plots=draw(so_far))
+        written(whole)
+    return whole
 
 
-def draw(comparison: Comparison) -> list[str]:
+def draw(comparison: Comparison) -> tuple[str, ...]:
     """Write the plots into the folder; returns their names, without those that show nothing."""
     points = {}
     for entry in comparison.entries:
@@ -155,4 +158,4 @@ def draw(comparison: Comparison) -> list[str]:
     for name, figure in figures.items():
         if figure is not None:
             page.replace(comparison.folder / "plots" / f"{name}.png", png(figure))
-    return [name for name, figure in figures.items() if figure is not None]
+    return tuple(name for name, figure in figures.items() if figure is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich import box
 from rich.table import Table
@@ -75,7 +75,7 @@ def summary(comparison: Comparison, *, short: bool = False) -> Grid:
     texts = comparison.utility == "perplexity"
     headings = ["protection", "claim", *(column.heading for column in columns), "accuracy"]
     headings += ["perplexity"] * texts
-    headings += [f"worst {measure(what).title}" for _, what in shown]
+    headings += [("" if short else "worst ") + measure(what).title for _, what in shown]
     rows = []
     for entry in entries:
         row = [entry.chosen.name, claim(entry), *(column.of(entry.line) for column in columns)]
@@ -114,7 +114,8 @@ def table_of(comparison: Comparison) -> Table:
         caption_justify="left",
     )
     for at, heading in enumerate(grid.headings):
-        table.add_column(heading, justify="left" if at < 2 else "right", no_wrap=at == 0)
+        side: Literal["left", "right"] = "left" if at < 2 else "right"
+        table.add_column(heading, justify=side, overflow="fold", no_wrap=at < 2)
     for row in grid.rows:
         table.add_row(*row)
     return table
@@ -176,9 +177,7 @@ def _markdown(comparison: Comparison, command: str) -> str:
     lines += ["## What the ledgers say", ""]
     lines += [f"* {e.chosen.name}: {_ledger(e)}" for e in comparison.entries]
     lines += ["", "## What was found, by who looks", ""]
-    for name in ("leakage", "utility", "exposures", "roc"):
-        if (comparison.folder / "plots" / f"{name}.png").exists():
-            lines += [f"![{name}](plots/{name}.png)", ""]
+    lines += [f"![{name}](plots/{name}.png)\n" for name in comparison.plots]
     for part, what in _asked(comparison):
         lines += [f"### {QUESTIONS.get(part, part)} {measure(what).title}", ""]
         lines += [
