@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor
 
-from clients import guard
+from clients import degrees
 from clients.client import Client, ProxySet
 from clients.store import FolderStore
 from fedkd import protection, training
@@ -215,10 +215,10 @@ class Cell:
         release, method = self.scenario.privacy.release, self.scenario.method.release
         if not isinstance(release, protection.Swing):
             return np.full(self.n_samples, method.temperature if method.simplex else 1.0)
-        if release.degree not in protection.TEXT_DEGREES:
+        known = degrees.public(self.proxy, release, self.world.tokens)
+        if known is None:
             return np.full(self.n_samples, release.t_min)
-        degrees = guard.public_degrees(self.proxy, release, self.world.tokens)
-        return protect.swing_of(release, "public").temperatures(degrees).numpy()
+        return protect.swing_of(release, "public").temperatures(known).numpy()
 
     @property
     def hard(self) -> bool:

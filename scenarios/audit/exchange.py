@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkd.rng import stream, torch_stream
+from fedkd.training import inputs
 from privacy.audit import label_inference, mask_inference
 from privacy.audit.label_inference import ESTIMATES, Scores
 from privacy.audit.recording import SERVER
@@ -186,7 +187,7 @@ def _accepted(cell: Cell, client: int) -> Floats:
     positions = cell.proxy.positions
     answers = [cell.listened.answer(round_, client) for round_ in cell.listened.rounds]
     masks = [mask_inference.mask(a, cell.n_samples)[::positions] for a in answers if a is not None]
-    return np.mean(masks, axis=0)
+    return np.asarray(np.mean(masks, axis=0))
 
 
 def _near(cell: Cell, clients: Sequence[int]) -> NDArray[np.bool_]:
@@ -205,8 +206,6 @@ def _near(cell: Cell, clients: Sequence[int]) -> NDArray[np.bool_]:
 
 
 def _pixels(cell: Cell, client: int) -> Floats:
-    from fedkd.training import inputs
-
     x, _ = cell.world.train.rows(np.asarray(cell.world.private[client]))
     return inputs(x).flatten(1).double().numpy()
 

@@ -10,16 +10,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fedkd.data.canaries import FORMATS, Canary
 from fedkd.models.zoo import Classifier
-from fedkd.rng import torch_stream
 from privacy.audit.canary_readout import positions, readout, undo_temperature
 from privacy.audit.estimates import extrapolated, interpolated, null_error, ranks
 from privacy.audit.exposure import NULL_BITS, exposures
@@ -28,7 +25,7 @@ from privacy.audit.uploads import mean_rows
 from scenarios.audit.evidence import Cell, Source
 from scenarios.audit.findings import OBSERVERS, Curve, Finding, Found
 from scenarios.audit.membership import where
-from scenarios.audit.views import Targets, Views, canary_targets
+from scenarios.audit.views import Targets, Views, canary_targets, controls
 
 CONTROLS = "controls"
 READERS = 2
@@ -65,8 +62,7 @@ def exposure(views: Views, rng: np.random.Generator) -> Found:
     target = where(cell)
     shared = None if of_text else _n_controls(cell)
     findings = [
-        _finding(group, np.array(bits), target, shared, caps[group])
-        for group, bits in found.items()
+        finding(group, np.array(bits), target, shared, caps[group]) for group, bits in found.items()
     ]
     curves = [
         Curve(
@@ -89,9 +85,10 @@ def _named(target: str, repetitions: int) -> str:
     return f"{target}, {'once' if repetitions == 1 else f'{repetitions} times'}"
 
 
-def _finding(
+def finding(
     group: Group, bits: Bits, target: str, n_references: int | None, most: float | None = None
 ) -> Finding:
+    """The mean of a group's bits, against what chance gives."""
     bits = bits[~np.isnan(bits)]
     n = len(bits)
     half = 1.96 * float(bits.std(ddof=1)) / math.sqrt(n) if n > 1 else None
@@ -149,7 +146,8 @@ def _read(
 ) -> Iterator[tuple[Canary, float]]:
     """Bits of each canary by soft labels alone; the last round's, or the mean of all."""
     tokens, first = cell.world.tokens, cell.world.first_in_proxy
-    assert tokens is not None and first is not None
+    assert tokens is not None
+    assert first is not None
     numbers = {canary: number for number, canary in enumerate(cell.world.canaries)}
     for canary in canaries:
         at = positions(canary, first + numbers[canary], cell.proxy.positions, tokens)
@@ -187,7 +185,7 @@ def _n_controls(cell: Cell) -> int:
 def _of_images(views: Views) -> Iterator[Told]:
     cell = views.cell
     in_proxy = cell.world.first_in_proxy is not None
-    controls = _controls(cell)
+    nobodys = controls(cell)
     rendered = cell.world.canaries[0].format == "rendered"
     size = FORMATS["rendered"].size if rendered else None
     for client in cell.clients:
@@ -197,8 +195,8 @@ def _of_images(views: Views) -> Iterator[Told]:
                 continue
             for adaptive in views.ways(observer, in_proxy):
                 look = views.stand(observer, client, in_proxy, adaptive).view.look
-                home = np.broadcast_to(targets.home[:1], controls.home.shape)
-                losses, references = -look(targets), -look(controls._replace(home=home))
+                home = np.broadcast_to(targets.home[:1], nobodys.home.shape)
+                losses, references = -look(targets), -look(nobodys._replace(home=home))
                 group = Group(observer, "interpolated among controls", adaptive, 0)
                 yield from _ranked(group, cell, targets, losses, references, size)
 
@@ -226,36 +224,3 @@ def _ranked(
     # `ranks` counts a control itself too, which is the one place more that it has among the others.
     for value in np.log2((len(references) - 1) / (ranks(references, references) - 1)):
         yield group, float(value), most
-
-
-def _controls(cell: Cell) -> Targets:
-    """All canaries that nobody holds."""
-    numbers = np.array(
-        [i for i, canary in enumerate(cell.world.canaries) if canary.repetitions == 0], np.int64
-    )
-    x, y = cell.world.canary_records()
-    at = cell.world.canary_proxy_ids()
-    rows = torch.from_numpy(numbers)
-    nobody = np.zeros((len(numbers), cell.world.n_clients), np.bool_)
-    ids = None if at is None else at[numbers]
-    return Targets(x[rows], y[rows].numpy(), ids, nobody[:, 0], nobody, nobody, numbers)
-
-
-def of_untrained(cell: Cell) -> Finding:
-    """Mean exposure under models that learnt nothing: 1.44 bits, or the audit is wrong."""
-    canaries = [canary for canary in cell.world.canaries if canary.repetitions > 0]
-    shared = None
-    model = cell.new_model(0, torch_stream(cell.seed, "audit", purpose="untrained")).eval()
-    if cell.world.tokens is not None:
-        bits = np.array([one.bits for one in exposures(model, canaries, cell.world.tokens)])
-    else:
-        sight = Views(cell).of(model)
-        everyone = [canary_targets(cell, i) for i in range(cell.world.n_clients)]
-        losses = -np.concatenate([sight.look(t)[t.inside] for t in everyone])
-        controls = -sight.look(_controls(cell))
-        shared = len(controls)
-        bits = interpolated(losses, controls)
-    finding = _finding(Group("owner", "untrained model", False, 1), bits, "canaries", shared)
-    half = 1.96 * null_error(len(bits), shared)
-    low, high = float(bits.mean()) - half, float(bits.mean()) + half
-    return replace(finding, part="null", target="canaries", low=low, high=high)

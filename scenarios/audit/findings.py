@@ -24,6 +24,8 @@ OBSERVERS = {
 
 EPSILON = "epsilon at least"
 """The measure that its ceiling contradicts where it lies above."""
+UNSUPPORTED = "smallest FPR"
+"""What the note begins with of a TPR at an FPR that the sample is too small for."""
 
 
 @dataclass(frozen=True, kw_only=True)

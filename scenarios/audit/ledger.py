@@ -1,7 +1,7 @@
 """What the ledgers of a cell allow any attack: the ceilings that stand beside findings.
 
-For a record or a canary that its client holds once. What the observer `owner` sees, the model, never
-left, so only a proof of the training itself (DP-SGD) covers it; all others see what left.
+For a record or a canary that its client holds once. What the observer `owner` sees, the model,
+never left, so only a proof of the training itself (DP-SGD) covers it; all others see what left.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def ceilings(cell: Cell, observer: str, what: str, fprs: Sequence[float]) -> lis
 
 
 def _of_anyone(own: tuple[Release, ...]) -> tuple[Release, ...]:
-    """Entries without the client's name: many clients have spent the same, which is added up once."""
+    """Entries without the client's name: what many have spent alike is added up once."""
     return tuple(entry.model_copy(update={"client": 0}) for entry in own)
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from fedkd.errors import FedkdError
-from privacy.audit.membership import ATTACKS, ROWS, Attack, Evidence
-from privacy.audit.roc import Roc, null_auc_error, roc, shuffled, smallest_fpr, tpr_at
+from privacy.audit.membership import ROWS, Attack, Evidence
+from privacy.audit.roc import Roc, roc, smallest_fpr, tpr_at
 from privacy.audit.signals import Doubles, Flags
 from scenarios.audit.evidence import Cell
-from scenarios.audit.findings import OBSERVERS, Curve, Finding, Found
+from scenarios.audit.findings import OBSERVERS, UNSUPPORTED, Curve, Finding, Found
 from scenarios.audit.ledger import ceilings
 from scenarios.audit.views import (
     Targets,
@@ -90,30 +91,32 @@ def where(cell: Cell) -> str:
     return "canaries in the proxy set" if inside else "canaries outside it"
 
 
-def settings(views: Views) -> Iterator[Setting]:
-    """Every observer with every kind of target that the run has."""
-    yield from canary_settings(views)
-    yield from record_settings(views)
-
-
-def canary_settings(views: Views) -> Iterator[Setting]:
-    """Canaries that clients were trained on against those that they were not."""
+def canary_settings(views: Views) -> Sequence[Setting]:
+    """Canaries that clients were trained on against those that they were not, for each observer."""
     cell = views.cell
-    if cell.world.canaries:
-        targets = {i: canary_targets(cell, i) for i in cell.clients}
-        in_proxy = cell.world.first_in_proxy is not None
-        yield from _settings(views, where(cell), targets, in_proxy)
+
+    def made() -> Iterator[Setting]:
+        if cell.world.canaries:
+            targets = {i: canary_targets(cell, i) for i in cell.clients}
+            in_proxy = cell.world.first_in_proxy is not None
+            yield from _settings(views, where(cell), targets, in_proxy)
+
+    return views.once("canaries", lambda: list(made()))
 
 
-def record_settings(views: Views) -> Iterator[Setting]:
-    """Clients' own records against records like them of the test set."""
-    targets = {}
-    for client in views.cell.clients:
-        try:
-            targets[client] = record_targets(views.cell, client)
-        except FedkdError:  # the test data have none like this client's
-            continue
-    yield from _settings(views, "records", targets, in_proxy=False)
+def record_settings(views: Views) -> Sequence[Setting]:
+    """Clients' own records against records like them of the test set, for each observer."""
+
+    def made() -> Iterator[Setting]:
+        targets = {}
+        for client in views.cell.clients:
+            try:
+                targets[client] = record_targets(views.cell, client)
+            except FedkdError:  # the test data have none like this client's
+                continue
+        yield from _settings(views, "records", targets, in_proxy=False)
+
+    return views.once("records", lambda: list(made()))
 
 
 def _settings(
@@ -140,10 +143,10 @@ def _settings(
 
 
 def membership(views: Views, rng: np.random.Generator) -> Found:
-    """Every attack that has what it needs: AUC, and TPR at low FPR beside what the ledger allows."""
+    """Every attack that has what it needs: AUC, and TPR at low FPR beside the ledger's ceiling."""
     findings: list[Finding] = []
     curves: list[Curve] = []
-    for setting in settings(views):
+    for setting in (*canary_settings(views), *record_settings(views)):
         most = ceilings(views.cell, setting.observer, setting.what, FPRS)
         for attack in ROWS:
             if setting.shadows and not attack.needs:
@@ -164,31 +167,23 @@ def _findings(
     setting: Setting, attack: str, curve: Roc, most: Sequence[float | None]
 ) -> list[Finding]:
     half = 1.96 * auc_error(curve.auc, curve.n_members, curve.n_nonmembers)
-    common = {
-        "part": "membership",
-        "observer": setting.observer,
-        "attack": _name(setting, attack),
-        "adaptive": setting.adaptive,
-        "target": setting.what,
-        "n": curve.n_members + curve.n_nonmembers,
-        "most": 1.0,
-    }
-    found = [
-        Finding(
-            **common,
-            measure="auc",
-            value=curve.auc,
-            low=max(0.0, curve.auc - half),
-            high=min(1.0, curve.auc + half),
-            null=0.5,
-        )
-    ]
+    tell = partial(
+        Finding,
+        part="membership",
+        observer=setting.observer,
+        attack=_name(setting, attack),
+        adaptive=setting.adaptive,
+        target=setting.what,
+        n=curve.n_members + curve.n_nonmembers,
+        most=1.0,
+    )
+    low, high = max(0.0, curve.auc - half), min(1.0, curve.auc + half)
+    found = [tell(measure="auc", value=curve.auc, low=low, high=high, null=0.5)]
     least = smallest_fpr(curve.n_nonmembers)
     for point, ceiling in zip(tpr_at(curve, FPRS), most, strict=True):
-        note = f"smallest FPR that {curve.n_nonmembers} non-members support: {least:.2g}"
+        note = f"{UNSUPPORTED} that {curve.n_nonmembers} non-members support: {least:.2g}"
         found.append(
-            Finding(
-                **common,
+            tell(
                 measure=f"tpr@{point.target:g}",
                 value=point.tpr,
                 low=point.low,
@@ -229,35 +224,3 @@ def _curve(setting: Setting, attack: str, curve: Roc) -> Curve:
         y=tuple(curve.tpr[at].tolist()),
         n=curve.n_nonmembers,
     )
-
-
-def of_shuffled(views: Views, rng: np.random.Generator) -> list[Finding]:
-    """AUC of the chosen attacks where membership is drawn anew: 1/2, or the audit is wrong."""
-    kind = canary_settings if views.cell.world.canaries else record_settings
-    findings = []
-    for setting in kind(views):
-        if setting.shadows:
-            continue
-        name = CHOSEN[setting.observer]
-        found = scores(ATTACKS[name], setting.cases)
-        if found is None:
-            continue
-        value = roc(*shuffled(*found, rng)).auc
-        half = 1.96 * null_auc_error(len(found.members), len(found.others))
-        findings.append(
-            Finding(
-                part="null",
-                observer=setting.observer,
-                attack=f"{name}, membership shuffled",
-                adaptive=setting.adaptive,
-                target=setting.what,
-                measure="auc",
-                value=value,
-                low=value - half,
-                high=value + half,
-                null=0.5,
-                most=1.0,
-                n=len(found.members) + len(found.others),
-            )
-        )
-    return findings

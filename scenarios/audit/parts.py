@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scenarios.audit import exchange, exposure, membership
+from scenarios.audit import (
+    canary_clients,
+    epsilon,
+    exchange,
+    exposure,
+    membership,
+    memorised,
+    null,
+)
 from scenarios.audit.evidence import Cell
 from scenarios.audit.findings import Found
 from scenarios.audit.views import Views
@@ -57,6 +65,12 @@ def _models(cell: Cell) -> str | None:
     return None if cell.models else "the models of clients are elsewhere"
 
 
+def _bounded(cell: Cell) -> str | None:
+    if epsilon.fair(cell) or epsilon.by_rank(cell):
+        return None
+    return "it needs canaries by coin, once or not at all, or secrets in texts that no proxy holds"
+
+
 def _labelled(cell: Cell) -> str | None:
     return None if cell.world.proxy_truth() is not None else "the proxy set has no labels"
 
@@ -99,9 +113,29 @@ PARTS: dict[str, Part] = {
         lacks=_lacks(_text, _soft, _models),
         find=exchange.hidden_width,
     ),
+    "memorisation": Part(
+        line="which texts the owner's model and another client's continue word for word",
+        lacks=_lacks(_text, _models),
+        find=memorised.memorisation,
+    ),
+    "epsilon": Part(
+        line="how much privacy was lost at least, beside what the ledgers say",
+        lacks=_lacks(_canaries, _seen, _bounded),
+        find=epsilon.epsilon,
+    ),
     "theft": Part(
         line="what a student of the answers is worth as a copy of the model",
         lacks=_lacks(_soft, _models),
         find=exchange.stolen,
+    ),
+    "canary-clients": Part(
+        line="how well the consensus shows one more client's answers",
+        lacks=_lacks(_uploads, canary_clients.lacks),
+        find=canary_clients.canary_clients,
+    ),
+    "null": Part(
+        line="the same attacks where there is nothing to find: do they find nothing?",
+        lacks=_lacks(_seen),
+        find=null.null,
     ),
 }

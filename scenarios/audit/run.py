@@ -23,7 +23,7 @@ ALONE = "local-only"
 
 
 class Step(NamedTuple):
-    """What an audit tells while it goes on: that a part begins, or, with `seconds`, that it ended."""
+    """What an audit tells: that a part begins, or, with `seconds`, that it has ended."""
 
     row: str
     seed: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,9 +11,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scenarios.audit.findings import OBSERVERS, Finding
-from scenarios.audit.run import Audit, Audited, Step
+from scenarios.audit.findings import OBSERVERS, UNSUPPORTED, Finding
+from scenarios.audit.run import Audit, Step
 from scenarios.units import duration
+
+MEANING = (
+    "no leak: what chance gives; at most: the measure's own limit; ledger: the most that the "
+    "accounted epsilon allows any attack, a dash where it promises nothing. * The attack knows how "
+    "answers are made: rounds averaged, temperatures undone. TPRs at an FPR that the sample is too "
+    "small for are left out; --json has them."
+)
 
 
 class Telling:
@@ -48,43 +55,37 @@ class Telling:
         self._console.print(text, highlight=False, soft_wrap=True)
 
 
-def tables(audit: Audit) -> list[Table]:
-    """One table for each cell that has findings."""
-    return [_table(cell) for cell in audit.cells if cell.findings]
+def tables(audit: Audit) -> Iterator[Table | str]:
+    """One table for each observer of each cell that has findings, and at last what columns mean."""
+    some = [cell for cell in audit.cells if cell.findings]
+    for cell in some:
+        yield f"[bold]{cell.row}, seed {cell.seed}: what leaks to whom[/bold] (empirical)"
+        for observer, line in OBSERVERS.items():
+            seen = [one for one in cell.findings if one.observer == observer and _supported(one)]
+            if seen:
+                yield _table(f"{observer}: {line}", seen)
+    if some:
+        yield MEANING
 
 
-def _table(cell: Audited) -> Table:
-    table = Table(
-        title=f"{cell.row}, seed {cell.seed}: what leaks to whom (empirical)",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        caption="no leak: what chance gives; at most: the measure's own limit; ledger: the most "
-        "that the accounted epsilon allows any attack, a dash where it promises nothing. "
-        "* The attack knows the defence. ? Too few non-members for so small an FPR.",
-        caption_justify="left",
-    )
+def _table(title: str, seen: Sequence[Finding]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for heading in ("part", "target", "attack", "measure"):
         table.add_column(heading, overflow="fold")
     for heading in ("value", "95 %", "no leak", "at most", "ledger", "n"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for observer, line in OBSERVERS.items():
-        seen = [one for one in cell.findings if one.observer == observer]
-        if seen:
-            table.add_section()
-            table.add_row(f"[bold]{observer}[/bold]", *_words(line))
-            for one in seen:
-                table.add_row(*_row(one))
+    for one in seen:
+        table.add_row(*_row(one))
     return table
 
 
-def _words(line: str) -> Sequence[str]:
-    return (f"[dim]{escape(line)}[/dim]", *[""] * 8)
+def _supported(one: Finding) -> bool:
+    return not one.note.startswith(UNSUPPORTED)
 
 
 def _row(one: Finding) -> Sequence[str]:
-    interval = "" if one.low is None or one.high is None else f"{_n(one.low)} – {_n(one.high)}"
-    value = _n(one.value) + ("?" if one.note.startswith("smallest FPR") else "")
+    interval = "" if one.low is None or one.high is None else f"{_n(one.low)} to {_n(one.high)}"
+    value = _n(one.value)
     style = "bold red" if one.contradicts else ""
     return [
         one.part,

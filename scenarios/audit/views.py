@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from privacy.audit.signals import FLOOR, Doubles, Flags, Ids, agreement, average
 from privacy.audit.targets import balanced_targets
 from privacy.audit.uploads import mean_rows
 from scenarios.audit.evidence import Cell, Source, predicted
+
+Made = TypeVar("Made")
 
 MOST_RECORDS = 100
 """Members, and as many others, of each client."""
@@ -109,7 +111,7 @@ class Views:
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
         self.shadows = [Views(shadow) for shadow in cell.shadows]
-        self._sights: dict[object, Sight] = {}
+        self._made: dict[object, Any] = {}
 
     @cached_property
     def public(self) -> Targets:
@@ -176,9 +178,14 @@ class Views:
         return self._keep(("students", source), look)
 
     def _keep(self, key: object, look: Look) -> Sight:
-        if key not in self._sights:
-            self._sights[key] = Sight(look, self.public)
-        return self._sights[key]
+        return self.once(key, lambda: Sight(look, self.public))
+
+    def once(self, key: object, make: Callable[[], Made]) -> Made:
+        """What several parts need, made when it is first asked for."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: Made = self._made[key]
+        return made
 
     def told(self, source: Source, in_proxy: bool, adaptive: bool) -> Sight:
         """What a source's answers say: as recorded where the proxy set holds the target."""
@@ -264,6 +271,25 @@ def canary_targets(cell: Cell, client: int) -> Targets:
     rows = torch.from_numpy(mine)
     ids = None if at is None else at[mine]
     return Targets(x[rows], y[rows].numpy(), ids, held[:, client], held, home[mine], mine)
+
+
+def controls(cell: Cell) -> Targets:
+    """All canaries that nobody holds."""
+    return _numbered(cell, [i for i, c in enumerate(cell.world.canaries) if c.repetitions == 0])
+
+
+def planted(cell: Cell) -> Targets:
+    """All canaries that somebody holds, whoever that is."""
+    return _numbered(cell, [i for i, c in enumerate(cell.world.canaries) if c.repetitions])
+
+
+def _numbered(cell: Cell, numbers: Sequence[int]) -> Targets:
+    x, y = cell.world.canary_records()
+    at = cell.world.canary_proxy_ids()
+    chosen = np.array(numbers, np.int64)
+    ids = None if at is None else at[chosen]
+    found = _of_nobody(x[chosen], y[chosen].numpy(), ids, cell.world.n_clients)
+    return found._replace(numbers=chosen)
 
 
 def record_targets(cell: Cell, client: int) -> Targets:

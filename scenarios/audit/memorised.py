@@ -1,0 +1,92 @@
+"""The part `memorisation`: which of a client's texts models continue word for word.
+
+The client's own model is the teacher, another client's the student. What the student continues and
+would not have continued alone, by the row local-only where the run has it, came by the exchange.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.rng import stream
+from privacy.audit.intervals import above, below
+from privacy.audit.memorisation import foretold, inheritance, memorised, whole_texts
+from scenarios.audit.evidence import Cell
+from scenarios.audit.findings import Finding, Found
+from scenarios.audit.views import Views
+
+MOST_TEXTS = 100
+"""Of each client."""
+WORDS = 50
+"""Tokens shown and asked for, or half a record where that is shorter; and a quarter of either."""
+PART = "memorisation"
+
+
+def memorisation(views: Views, rng: np.random.Generator) -> Found:
+    """The share of clients' texts that their own model and another client's continue."""
+    cell = views.cell
+    length = cell.world.train.x.shape[3] + 1
+    whole = min(WORDS, length // 2)
+    counts = {n: _Count() for n in dict.fromkeys((whole, max(1, whole // 4)))}
+    models = list(cell.models)
+    for place, client in enumerate(models):
+        texts = _texts(cell, client)
+        if not len(texts):
+            continue
+        reader = models[(place + 1) % len(models)]
+        taught = reader != client
+        own = foretold(cell.models[client], texts)
+        others = foretold(cell.models[reader], texts) if taught else None
+        alone = None if cell.alone is None else cell.alone.models.get(reader)
+        baseline = foretold(alone, texts) if alone is not None and taught else None
+        for n, count in counts.items():
+            count.texts += len(texts)
+            known = memorised(own, n, n)
+            count.own += int(known.sum())
+            if others is not None:
+                also = memorised(others, n, n)
+                count.student += int(also.sum())
+                if baseline is not None:
+                    found = inheritance(known, also, memorised(baseline, n, n))
+                    count.inherited += found.inherited
+                    count.could += found.teacher_only
+    findings = []
+    for n, count in counts.items():
+        name = f"greedy, {n} tokens after {n}"
+        findings.append(_share("owner", name, "texts of clients", count.own, count.texts))
+        if len(models) > 1:
+            findings.append(_share("student", name, "texts of clients", count.student, count.texts))
+        if cell.alone is not None and count.could:
+            target = "texts that the owner alone continues"
+            findings.append(_share("student", name, target, count.inherited, count.could))
+    return Found(findings)
+
+
+class _Count:
+    texts = own = student = inherited = could = 0
+
+
+def _texts(cell: Cell, client: int) -> Tensor:
+    """Whole texts int64 [m, L + 1] of a client's own records, drawn at random."""
+    x, y = cell.world.train.rows(np.asarray(cell.world.private[client]))
+    texts, _ = whole_texts(x, y)
+    rng = stream(cell.seed, "audit", client=client, purpose="texts")
+    return texts[torch.from_numpy(np.sort(rng.permutation(len(texts))[:MOST_TEXTS]))]
+
+
+def _share(observer: str, attack: str, target: str, hits: int, n: int) -> Finding:
+    return Finding(
+        part=PART,
+        observer=observer,
+        attack=attack,
+        target=target,
+        measure="share",
+        value=hits / n if n else None,
+        low=float(below(hits, n, 0.025)) if n else None,
+        high=float(above(hits, n, 0.025)) if n else None,
+        null=0.0,
+        most=1.0,
+        n=n,
+    )
