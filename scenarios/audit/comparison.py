@@ -191,7 +191,7 @@ def _markdown(comparison: Comparison, command: str) -> str:
         told = ", ".join(
             f"{key} = {after}" for key, (_, after) in changed.items() if key != "audit"
         )
-        lines.append(f"* {entry.chosen.name}: {told or 'nothing'}")
+        lines.append(f"* {entry.chosen.name}, {entry.chosen.line}: {told or 'nothing'}")
     return "\n".join(lines) + "\n"
 
 

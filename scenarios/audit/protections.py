@@ -54,6 +54,10 @@ class Protection(NamedTuple):
     on_target: bool = False
     """Whether noise is then calibrated until all answers of a client cost the value."""
 
+    def named(self, name: str) -> str:
+        """The name with what it takes, as `dpsgd:E`."""
+        return f"{name}:{self.takes}" if self.takes else name
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -62,6 +66,11 @@ class Chosen:
     name: str
     kind: Kind
     scenario: Scenario
+
+    @property
+    def line(self) -> str:
+        """What its parts are, in words."""
+        return "; ".join(PROTECTIONS[part.partition(":")[0]].line for part in self.name.split("+"))
 
     @property
     def folder(self) -> str:
@@ -129,7 +138,7 @@ def _parsed(part: str) -> tuple[str, float]:
         raise FedkdError(
             "unknown protection in --compare",
             value=part,
-            allowed=", ".join(f"{k}:{r.takes}" if r.takes else k for k, r in PROTECTIONS.items()),
+            allowed=", ".join(row.named(name) for name, row in PROTECTIONS.items()),
             fix=did_you_mean(key, PROTECTIONS),
         )
     if not row.takes:

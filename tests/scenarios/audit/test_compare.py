@@ -105,7 +105,7 @@ def test_the_table_says_what_the_findings_and_the_ledgers_say(folder: Path) -> N
         ]
         assert f"{max(found):.3f}" in summary[name][-3]  # type: ignore[type-var]
     assert "* none: epsilon infinite" in text
-    assert "* top-1: privacy.release.name = top-1" in text
+    assert "* top-1, the likeliest class alone: privacy.release.name = top-1" in text
     for name in ("leakage", "utility", "exposures", "roc"):
         assert f"![{name}](plots/{name}.png)" in text
         assert (folder / "plots" / f"{name}.png").stat().st_size > 10_000

@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from io import BytesIO
 
-import made_up
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import StepPatch
 
+import made_up
 from scenarios.audit.curves import exposures, rocs
 from scenarios.audit.findings import OBSERVERS, Curve, Finding
 from scenarios.audit.pictures import Point, leakage, utility

@@ -1,4 +1,4 @@
-"""The report's audited part: what a reader sees of findings, beside the ledger and apart from it."""
+"""The audited part of a report: findings, beside what the ledger allows and apart from it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import made_up
 import pytest
 from test_report import Page
 from typer.testing import CliRunner
 
+import made_up
 from scenarios import cli
 from scenarios.audit.findings import OBSERVERS, Finding, append, read
 from scenarios.report import page
