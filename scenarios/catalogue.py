@@ -17,11 +17,10 @@ from fedkd.exchange.score import SCORES
 from fedkd.models.zoo import MODELS
 from fedkd.protection import FILTERS, PROTECTED_RELEASES, SERVERS, TRAININGS
 from fedkd.section import Section
-from scenarios.audit.protections import PROTECTIONS
 
 
 def catalogue() -> dict[str, dict[str, str]]:
-    """A line for every name, by the key of a scenario, or the option, that takes it."""
+    """A line for every name, by the key of a scenario that takes it."""
 
     def lines(rows: Mapping[str, type[Section]]) -> dict[str, str]:
         return {name: row.line() for name, row in rows.items()}
@@ -44,5 +43,4 @@ def catalogue() -> dict[str, dict[str, str]]:
         "privacy.release.name": lines(PROTECTED_RELEASES),
         "privacy.server.name": lines(SERVERS),
         "references": {name: line for name, (line, _) in REFERENCES.items()},
-        "audit --compare": {row.named(name): row.line for name, row in PROTECTIONS.items()},
     }

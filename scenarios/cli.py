@@ -17,6 +17,7 @@ from fedkd import config
 from fedkd.errors import FedkdError
 from scenarios import budget_text, memory, simulate
 from scenarios.audit import command
+from scenarios.audit.protections import offered
 from scenarios.bench.suite import suite
 from scenarios.budget import forecast, on_target, unit_of, ways_to
 from scenarios.catalogue import catalogue
@@ -197,8 +198,8 @@ def audit(
 
 @app.command(name="list")
 def list_(as_json: AsJson = False) -> None:
-    """What a scenario can choose from, with a line for each."""
-    tables = catalogue()
+    """What a scenario, or a comparison of protections, can choose from, with a line for each."""
+    tables = {**catalogue(), "audit --compare": offered()}
     if as_json:
         print(json.dumps(tables, indent=2))
         return

@@ -100,6 +100,11 @@ def chosen(scenario: Scenario, name: str) -> Chosen:
     )
 
 
+def offered() -> dict[str, str]:
+    """A line for every name that a comparison takes."""
+    return {row.named(name): row.line for name, row in PROTECTIONS.items()}
+
+
 def bare(scenario: Scenario) -> Scenario:
     """The scenario without protection, budget and reference rows."""
     privacy = {"delta": scenario.privacy.delta}
@@ -138,7 +143,7 @@ def _parsed(part: str) -> tuple[str, float]:
         raise FedkdError(
             "unknown protection in --compare",
             value=part,
-            allowed=", ".join(row.named(name) for name, row in PROTECTIONS.items()),
+            allowed=", ".join(offered()),
             fix=did_you_mean(key, PROTECTIONS),
         )
     if not row.takes:
