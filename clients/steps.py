@@ -226,7 +226,9 @@ def learn_consensus(
     first = clients[0]
     method = first.scenario.method
     ids, loss = torch.from_numpy(consensus.ids).long(), method.distill.loss
-    target = method.release.target(torch.from_numpy(consensus.values))
+    target = torch.from_numpy(consensus.values)
+    if not method.distill.raw:
+        target = method.release.target(target)
     if isinstance(first.scenario.privacy.release, protection.Swing):
         target, loss = guard.lesson(first, proxy, ids, target), swing.loss
     rows, targets, weight = _lesson(ids, target, proxy.positions)

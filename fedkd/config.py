@@ -224,6 +224,14 @@ class Scenario(Section):
                 value=(release.temperature, distill.temperature),
                 fix="set method.release.temperature and method.distill.temperature to the same",
             )
+        if distill.raw and release.simplex:
+            raise FedkdError(
+                "this objective learns from raw logits, and the answers are distributions",
+                value=f"method.distill.name = {distill.name!r} and "
+                f"method.release.name = {release.name!r}",
+                allowed='method.release.name = "logits"',
+                fix="set that, or choose another method.distill.name (or its space, if it has one)",
+            )
         check_privacy(self)
         return self
 

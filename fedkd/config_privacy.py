@@ -88,6 +88,12 @@ def _check_release(scenario: Scenario) -> None:
         )
     if isinstance(row, protection.SummaryRelease):
         _check_summary(scenario)
+    if isinstance(row, protection.Swing) and method.distill.name != "kl":
+        raise FedkdError(
+            "swing's students learn by a KL of its own, weighed by the samples' temperatures",
+            value=f"method.distill.name = {method.distill.name!r}",
+            fix='method.distill.name = "kl", or another privacy.release.name',
+        )
     if isinstance(row, protection.Swing) and row.degree != "classes":
         is_text = isinstance(scenario.data, Reading)
         if is_text != (row.degree in protection.TEXT_DEGREES):

@@ -10,13 +10,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedkd import config
 from fedkd.errors import FedkdError
 from scenarios import budget_text, memory, simulate
-from scenarios.audit import run as audit_run
-from scenarios.audit import text as audit_text
+from scenarios.audit import command
+from scenarios.audit.protections import offered
 from scenarios.bench.suite import suite
 from scenarios.budget import forecast, on_target, unit_of, ways_to
 from scenarios.catalogue import catalogue
@@ -129,7 +130,9 @@ def report(folder: RunFolder) -> None:
 
 @app.command()
 def audit(
-    folder: RunFolder,
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN|SCENARIO", help="A run folder; or a file to --compare.")
+    ],
     part: Annotated[
         list[str] | None,
         typer.Option("--part", metavar="NAME", help="Only this part; may be repeated."),
@@ -137,41 +140,66 @@ def audit(
     shadows: Annotated[
         int, typer.Option(min=0, metavar="N", help="Run N more federations as references.")
     ] = 0,
+    protections: Annotated[
+        str | None,
+        typer.Option(
+            "--compare",
+            metavar="NAMES",
+            help="Run and audit a scenario under each protection, as none,swing,dpsgd:8.",
+        ),
+    ] = None,
+    baseline: Annotated[
+        bool, typer.Option(help="Compare DP-SGD with next to no noise too.")
+    ] = True,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The comparison's folder; runs/NAME-TIME-comparison unless given."),
+    ] = None,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """What leaked in a run, to whom, beside what its ledgers promise; 1 if they contradict it."""
-    grid = None
-    if workers is not None:
-        grid = _placed(simulate.scenario_of(folder), workers, False, None).grid
-    telling = audit_text.Telling(Console(quiet=True) if as_json else console)
-    try:
-        with telling:
-            found = audit_run.audit(
-                folder, parts=part or (), shadows=shadows, grid=grid, listener=telling
-            )
-    except KeyboardInterrupt:
-        again = " ".join(f"--part {name}" for name in part or ())
-        more = f" --shadows {shadows}" if shadows else ""
-        print(
-            f"\nstopped; go on with: fedkd audit {folder} {again}{more}".rstrip(), file=sys.stderr
+    """What leaked, to whom, beside what the ledgers promise; exit code 1 if they contradict it."""
+    if protections is not None:
+        what = _placed(config.load(path, overrides or ()), workers, False, None)
+    elif path.suffix == ".toml":
+        raise FedkdError(
+            "a scenario is audited in a comparison, or by the folder of its run",
+            value=str(path),
+            fix=f"fedkd audit {path} --compare none,swing; or fedkd run, then fedkd audit RUN",
         )
-        raise typer.Exit(INTERRUPTED) from None
-    if as_json:
-        print(json.dumps(audit_text.as_table(found), indent=2))
+    elif overrides or out is not None:
+        raise FedkdError("--set and --out are for --compare", value=str(path))
     else:
-        for table in audit_text.tables(found):
-            console.print(table)
-    for line in audit_text.contradictions(found):
-        Console(stderr=True).print(f"[bold red]{line}[/bold red]", soft_wrap=True)
-    if found.contradictions:
+        what = _placed(simulate.scenario_of(path), workers, False, None)
+    words = [word for one in overrides or () for word in ("--set", one)]
+    how = command.Options(
+        parts=tuple(part or ()),
+        shadows=shadows,
+        grid=None if workers is None else what.grid,
+        as_json=as_json,
+        console=console,
+        words=tuple(words if workers is None else [*words, "--workers", str(workers)]),
+    )
+    try:
+        if protections is None:
+            contradicted = command.audit(path, how)
+        else:
+            folder = out or Path(f"{simulate.new_folder(what, Path('runs'))}-comparison")
+            contradicted = command.compare(what, path, protections, baseline, folder, how)
+    except command.Stopped as stopped:
+        print(f"\nstopped; go on with: {stopped}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    for line in contradicted:
+        Console(stderr=True).print(f"[bold red]{escape(line)}[/bold red]", soft_wrap=True)
+    if contradicted:
         raise typer.Exit(1)
 
 
 @app.command(name="list")
 def list_(as_json: AsJson = False) -> None:
-    """What a scenario can choose from, with a line for each."""
-    tables = catalogue()
+    """What a scenario, or a comparison of protections, can choose from, with a line for each."""
+    tables = {**catalogue(), "audit --compare": offered()}
     if as_json:
         print(json.dumps(tables, indent=2))
         return

@@ -32,6 +32,9 @@ NEEDED: dict[str, Toml] = {  # keys without a default
     "gnmax": {"threshold": 5.0, "sigma_threshold": 2.0, "sigma": 1.0},
     "foreign": {"source": {"name": "digits"}},
 }
+BESIDE: dict[str, Toml] = {  # what else a row goes with
+    **{name: {"method": {"release": {"name": "logits"}}} for name in ("l1", "mse", "bckd")},
+}
 TABLES = {
     "data": SOURCES,
     "partition": PARTITIONS,
@@ -53,6 +56,14 @@ def nested(path: str, value: Any) -> Toml:
     for key in reversed(path.split(".")):
         value = {key: value}
     return value  # type: ignore[no-any-return]
+
+
+def chosen(where: str, name: str) -> Toml:
+    """A scenario's table that chooses a row, with all that it needs."""
+    table = nested(where, {"name": name, **NEEDED.get(name, {})})
+    for section, beside in BESIDE.get(name, {}).items():
+        table[section] |= beside
+    return table
 
 
 def at(scenario: Any, path: str) -> Any:

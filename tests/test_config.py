@@ -17,7 +17,7 @@ from fedkd.errors import FedkdError
 from fedkd.exchange.gate import Quantile
 from fedkd.exchange.methods import METHODS
 from fedkd.exchange.score import KMeans
-from scenario_tables import FILES, NEEDED, TABLES, at, differences, nested, written
+from scenario_tables import FILES, TABLES, at, chosen, differences, written
 
 # --- what loads ---
 
@@ -39,7 +39,7 @@ def test_every_scenario_of_the_house_loads_with_its_references(path: Path) -> No
     ("where", "name"), [(where, name) for where, rows in TABLES.items() for name in rows]
 )
 def test_every_row_of_every_table_can_be_chosen(where: str, name: str) -> None:
-    row = at(parse(nested(where, {"name": name, **NEEDED.get(name, {})})), where)
+    row = at(parse(chosen(where, name)), where)
     assert type(row) is TABLES[where][name]
     assert row.name == name
 

@@ -118,7 +118,6 @@ def test_unknown_models_and_references_are_answered_with_the_nearest() -> None:
         ("privacy.unit", "person", "'record'"),
         ("method.release.temperature", -1, "greater than 0"),
         ("method.combine.name", "median", "'mean'"),
-        ("method.distill.name", "js", "'kl'"),
         ("method.score", "kmeans", "dictionary"),
         ("partition", 3, "dictionary"),
         ("grid.name", "rey", "'inline', "),
@@ -167,6 +166,22 @@ def test_two_temperatures_are_refused(release: str) -> None:
     assert "method.distill.temperature" in text
     stages["distill"]["temperature"] = 3.0
     assert parse({"method": stages}).method.distill.temperature == 3.0
+
+
+@pytest.mark.parametrize("distill", [{"name": "l1"}, {"name": "mse"}, {"name": "bckd"}])
+def test_objectives_of_raw_logits_need_them(distill: Toml) -> None:
+    text = refusal({"method": {"distill": distill}})
+    assert distill["name"] in text
+    assert 'allowed: method.release.name = "logits"' in text
+    parse({"method": {"distill": distill, "release": {"name": "logits"}}})
+    if distill["name"] != "bckd":
+        parse({"method": {"distill": {**distill, "space": "probabilities"}}})
+
+
+def test_swing_brings_an_objective_of_its_own() -> None:
+    swing = {"release": {"name": "swing", "degree": "density"}}
+    text = refusal({"method": {"distill": {"name": "ce"}}, "privacy": swing})
+    assert "method.distill.name = 'ce'" in text
 
 
 @pytest.mark.parametrize(

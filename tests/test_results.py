@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import statistics
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from rich.console import Console
 from fedkd import config
 from fedkd.config import Scenario
 from fedkd.errors import FedkdError
+from scenario_tables import chosen
 from scenarios.catalogue import catalogue
 from scenarios.progress import Progress, table_of
 from scenarios.results import Cell, Result
@@ -262,17 +262,6 @@ def test_figures_are_told_in_the_unit_that_reads_best() -> None:
 
 # --- the catalogue ---
 
-NEEDED: Mapping[str, dict[str, Any]] = {
-    "constant": {"value": 1.0},
-    "npz": {"path": "x"},
-    "huggingface": {"path": "x"},
-    "foreign": {"source": {"name": "digits"}},
-    "text": {"path": "x"},
-    "huggingface-text": {"path": "x"},
-    "gnmax": {"threshold": 5.0, "sigma_threshold": 2.0, "sigma": 1.0},
-    "swing": {"degree": "density"},
-}
-
 
 @pytest.mark.parametrize(
     ("key", "name"), [(key, name) for key, lines in catalogue().items() for name in lines]
@@ -282,11 +271,10 @@ def test_everything_in_the_catalogue_can_be_set(key: str, name: str) -> None:
     if key in ("references", "model.names"):
         *sections, last = key.split(".")
         value: Any = {last: [name]}
+        for section in reversed(sections):
+            value = {section: value}
     else:
-        *sections, _ = key.split(".")
-        value = {"name": name, **NEEDED.get(name, {})}
-    for section in reversed(sections):
-        value = {section: value}
+        value = chosen(key.removesuffix(".name"), name)
     config.parse(value)
 
 

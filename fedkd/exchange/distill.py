@@ -1,34 +1,68 @@
 """Stage 5, distill: how a student learns from the consensus.
 
-A loss returns one value a sample and leaves the reduction to its caller.
+A loss returns one value a sample and leaves the reduction to its caller. This is the table; the
+rows are in `fedkd.exchange.objectives`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
 
-from fedkd.section import Section, table
+from fedkd.exchange.objectives.classes import DKD, NKD, BinaryKL, TopKLoss
+from fedkd.exchange.objectives.divergences import (
+    KL,
+    AdaptiveKL,
+    Alpha,
+    BalancedKL,
+    CrossEntropy,
+    JensenShannon,
+    ReverseKL,
+    SkewKL,
+    SkewReverseKL,
+)
+from fedkd.exchange.objectives.values import L1, MSE, AdaptiveTemperature, Sinkhorn
+from fedkd.section import table
 
+__all__ = ["DISTILLS", "KL", "Distill"]
 
-class KL(Section):
-    """KL(consensus || student) at a temperature, times its square (Hinton et al. 2015)."""
-
-    name: Literal["kl"] = "kl"
-    temperature: float = Field(1.0, gt=0)
-
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Divergences [n] in nats of student `logits` [n, classes] from `target` [n, classes].
-
-        The factor temperature^2 keeps the gradient's size the same at every temperature.
-        """
-        log_student = F.log_softmax(logits / self.temperature, dim=1)
-        kl = F.kl_div(log_student, target, reduction="none").sum(dim=1)
-        return kl * self.temperature**2
-
-
-Distill = Annotated[KL, Field()]
-DISTILLS = table(KL)
+Distill = Annotated[
+    KL
+    | CrossEntropy
+    | ReverseKL
+    | JensenShannon
+    | SkewKL
+    | SkewReverseKL
+    | AdaptiveKL
+    | BalancedKL
+    | Alpha
+    | L1
+    | MSE
+    | Sinkhorn
+    | NKD
+    | DKD
+    | BinaryKL
+    | TopKLoss
+    | AdaptiveTemperature,
+    Field(discriminator="name"),
+]
+DISTILLS = table(
+    KL,
+    CrossEntropy,
+    ReverseKL,
+    JensenShannon,
+    SkewKL,
+    SkewReverseKL,
+    AdaptiveKL,
+    BalancedKL,
+    Alpha,
+    L1,
+    MSE,
+    Sinkhorn,
+    NKD,
+    DKD,
+    BinaryKL,
+    TopKLoss,
+    AdaptiveTemperature,
+)

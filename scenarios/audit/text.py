@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 from rich import box
@@ -16,7 +17,7 @@ from scenarios.audit.run import Audit, Step
 from scenarios.units import duration
 
 MEANING = (
-    "no leak: what chance gives; at most: the measure's own limit; ledger: the most that the "
+    "no leak: what chance gives; of: the measure's own limit; ledger: the most that the "
     "accounted epsilon allows any attack, a dash where it promises nothing. * The attack knows the "
     "defence: temperatures undone, rounds of noise averaged. TPRs at an FPR that the sample is too "
     "small for are left out; --json has them."
@@ -70,12 +71,14 @@ def tables(audit: Audit) -> Iterator[Table | str]:
 
 def _table(title: str, seen: Sequence[Finding]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
-    for heading in ("part", "target", "attack", "measure"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("value", "95 %", "no leak", "at most", "ledger", "n"):
+    table.add_column("attack", overflow="fold")
+    table.add_column("measure", no_wrap=True)
+    for heading in ("value", "95 %", "no leak", "ledger", "n"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for one in seen:
-        table.add_row(*_row(one))
+    for (part, target), group in groupby(seen, key=lambda one: (one.part, one.target)):
+        table.add_row(f"[bold]{part}[/bold]: {escape(target)}")
+        for one in group:
+            table.add_row(*_row(one))
     return table
 
 
@@ -87,15 +90,13 @@ def _row(one: Finding) -> Sequence[str]:
     interval = "" if one.low is None or one.high is None else f"{_n(one.low)} to {_n(one.high)}"
     value = _n(one.value)
     style = "bold red" if one.contradicts else ""
+    cap = "" if one.most in (None, 1.0) else f" (of {_n(one.most)})"
     return [
-        one.part,
-        escape(one.target),
-        escape(one.attack) + ("*" if one.adaptive else ""),
-        one.measure,
+        f"  {escape(one.attack)}" + ("*" if one.adaptive else ""),
+        f"{one.measure}{cap}",
         f"[{style}]{value}[/{style}]" if style else value,
         interval,
         _n(one.null),
-        _n(one.most),
         _n(one.ceiling),
         str(one.n),
     ]

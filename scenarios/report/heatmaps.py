@@ -93,14 +93,19 @@ def _numbered(values: Array) -> bool:
 
 
 def _write(axes: Axes, values: Array, colours: Array) -> None:
-    """Each positive value as a whole number, white on dark cells, with thin lines between cells."""
+    """Each positive value as a whole number, white on dark cells, with lines between cells."""
     for row, column in np.argwhere(values > 0):
         dark = colours[row, column] @ (0.299, 0.587, 0.114) < 0.6
         text = f"{values[row, column]:.0f}"
         colour = "white" if dark else INK
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
-    axes.set_xticks(np.arange(values.shape[1] + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(values.shape[0] + 1) - 0.5, minor=True)
+    grid(axes, values.shape)
+
+
+def grid(axes: Axes, shape: tuple[int, ...]) -> None:
+    """Thin lines between the cells of a map of so many rows and columns."""
+    axes.set_xticks(np.arange(shape[1] + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(shape[0] + 1) - 0.5, minor=True)
     axes.tick_params(which="minor", length=0)
     axes.grid(which="minor", color=VOID, linewidth=0.6)
 

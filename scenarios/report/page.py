@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedkd import config
+from scenarios.audit.reading import ByName, leaks
 from scenarios.report import facts, privacy, times
+from scenarios.report.audited import AUDIT_PLOTS, told
 from scenarios.report.figures import png
-from scenarios.report.plots import PLOTS, Plot
+from scenarios.report.plots import PLOTS, Plot, Shown
 from scenarios.results import Result
 from scenarios.spending import guaranteed
 from scenarios.units import duration, percent, plain, size
@@ -33,15 +35,25 @@ def write(result: Result, folder: Path) -> Path:
 
     Returns: the path of the page, which carries the plots itself.
     """
-    pictures = [(plot, png(figure)) for plot in PLOTS if (figure := plot.draw(result))]
-    for plot, picture in pictures:
-        _replace(folder / "plots" / f"{plot.name}.png", picture)
+    found: ByName = leaks(result)
+    pictures, drawn = _drawn(PLOTS, result, folder), _drawn(AUDIT_PLOTS, found, folder)
     page = folder / "report.html"
-    _replace(page, _render(result, pictures).encode())
+    replace(page, _render(result, pictures, found, drawn).encode())
     return page
 
 
-def _render(result: Result, pictures: list[tuple[Plot, bytes]]) -> str:
+Pictures = list[tuple[Plot[Any], bytes]]
+
+
+def _drawn(plots: tuple[Plot[Shown], ...], shown: Shown, folder: Path) -> Pictures:
+    """What there is to draw, as PNGs; they are in the folder then too."""
+    pictures = [(plot, png(figure)) for plot in plots if (figure := plot.draw(shown))]
+    for plot, picture in pictures:
+        replace(folder / "plots" / f"{plot.name}.png", picture)
+    return pictures
+
+
+def _render(result: Result, pictures: Pictures, found: ByName, drawn: Pictures) -> str:
     environment = Environment(
         loader=PackageLoader("scenarios.report", "."),
         autoescape=True,
@@ -54,6 +66,7 @@ def _render(result: Result, pictures: list[tuple[Plot, bytes]]) -> str:
         "base64": lambda data: b64encode(data).decode(),
     }
     cell, table = facts.own_cell(result), result.table()
+    own = found.get(result.scenario.method.name)
     return environment.get_template("template.html").render(
         scenario=result.scenario,
         toml=config.dump(result.scenario),
@@ -63,13 +76,16 @@ def _render(result: Result, pictures: list[tuple[Plot, bytes]]) -> str:
         table=table,
         pictures=pictures,
         told=privacy.statement(result, cell) if cell else None,
+        audited=told(own) if own else None,
+        leaks=drawn,
         unfinished=facts.unfinished(result),
         notes=facts.notes(result),
         times=times.in_words(result),
     )
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_bytes(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import cycle
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,11 +22,14 @@ MOST_MARKERS = 30
 """Lines of up to so many rounds mark each of them."""
 
 
-class Plot(NamedTuple):
+Shown = TypeVar("Shown")
+
+
+class Plot(NamedTuple, Generic[Shown]):
     """A row of the table of plots; `name` is its file's, `reading` says how to read it."""
 
     name: str
-    draw: Callable[[Result], Figure | None]
+    draw: Callable[[Shown], Figure | None]
     alt: str
     reading: str
 
@@ -90,7 +93,7 @@ def _over_seeds(cells: list[Cell], key: str) -> tuple[NDArray[np.float64], NDArr
     return values.mean(axis=0), sd
 
 
-PLOTS = (
+PLOTS: tuple[Plot[Result], ...] = (
     Plot(
         "curves",
         curves,

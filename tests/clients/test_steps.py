@@ -124,6 +124,21 @@ def test_of_images_every_record_is_one_position() -> None:
     assert proxy().n_samples == 12 * L
 
 
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_consensus_of_logits_is_learnt_as_the_objective_asks(raw: bool) -> None:
+    """MSE on logits learns the logits themselves; on probabilities, their softmax."""
+    distill = {"name": "mse", "space": "logits" if raw else "probabilities", "temperature": 2}
+    release = {"name": "logits", "temperature": 2}
+    method = {"name": "no-filter", "release": release, "distill": distill}
+    (client, *_), (model, *_) = clients(scenario(method=method))
+    values = torch.from_numpy(stream(1, "v").normal(size=(12 * L, V))).float()
+    logits = model(texts(12, "pool").x.long()).detach().flatten(0, 1)
+    gap = logits - values if raw else 2 * ((logits / 2).softmax(1) - (values / 2).softmax(1))
+    consensus = Consensus(np.arange(12 * L, dtype=np.int32), values.numpy())
+    steps.learn_consensus([client], [model], proxy(), consensus)
+    assert client.metrics["distill_loss"] == pytest.approx(float((gap**2).mean()), rel=1e-4)
+
+
 def test_a_consensus_teaches_its_positions_only(grid: dict[str, Any]) -> None:
     """One step of SGD: mean over records of the mean over their positions in the consensus."""
     all_clients, models = clients(scenario(grid=grid))
