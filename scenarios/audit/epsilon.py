@@ -55,8 +55,9 @@ def of_coins(views: Views, rng: np.random.Generator) -> list[Finding]:
     findings = []
     for setting in canary_settings(views):
         name = CHOSEN[setting.observer]
-        if setting.shadows or setting.way != views.ways(setting.observer, in_proxy)[-1]:
-            continue  # one an observer, fixed beforehand: the one that knows most
+        ways = views.ways(setting.observer, in_proxy)
+        if setting.shadows or setting.way != ("undone" if "undone" in ways else "told"):
+            continue  # one an observer, fixed beforehand
         found = scores(ATTACKS[name], setting.cases)
         if found is None:
             continue
