@@ -271,10 +271,14 @@ class Cell:
             self._taught[source] = self.teach(source, STUDENTS)
         return self._taught[source]
 
-    def teach(self, source: Source, n: int, share: float = SHARE) -> Students:
-        """As `students`, so many of them, each of such a share of the answered records."""
+    def teach(
+        self, source: Source, n: int, share: float = SHARE, only: NDArray[np.int32] | None = None
+    ) -> Students:
+        """As `students`: `n`, each of a share of the answered samples, or of `only` these."""
         every = np.arange(self.n_samples)
         soft = undo_temperature(mean_rows(self.told(source, every)), self.temperatures)
+        if only is not None:
+            soft[np.setdiff1d(every, only)] = np.nan
         proxy = self.proxy
         shape = (len(proxy.x), proxy.positions, -1) if proxy.positions > 1 else (len(proxy.x), -1)
         phase = self.scenario.training.distill
@@ -314,6 +318,11 @@ class Cell:
 def predicted(model: Classifier, x: Tensor) -> Doubles:
     """Logits float64 [n, classes] or [n, L, classes]."""
     return training.predict(model, x).double().numpy()
+
+
+def softened(logits: Doubles) -> NDArray[np.float32]:
+    """Soft labels of logits [..., classes]."""
+    return np.asarray(softmax(logits, axis=-1), np.float32)
 
 
 def sources(cell: Cell) -> Sequence[Source]:

@@ -30,7 +30,7 @@ MOST_JUDGED = 2000
 """Records of the test set that a clone is judged by."""
 
 
-def _mean(
+def over_clients(
     part: str,
     observer: str,
     attack: str,
@@ -98,7 +98,7 @@ def _distances(
     target, note = "classes of clients", "null: the guess that all clients are alike"
     pairs = [("kl", "kl_nats", None), ("tv", "total_variation", 1.0)]
     return [
-        _mean(
+        over_clients(
             part,
             observer,
             attack,
@@ -274,7 +274,7 @@ def stolen(views: Views, rng: np.random.Generator) -> Found:
                 1.0 if measure == "agreement" else np.mean([t.accuracy_of_client for t in thefts])
             )
             findings.append(
-                _mean(
+                over_clients(
                     "theft",
                     observer,
                     "a student of the answers",

@@ -36,7 +36,7 @@ def memorisation(views: Views, rng: np.random.Generator) -> Found:
         if not len(texts):
             continue
         reader = models[(place + 1) % len(models)]
-        taught = reader != client
+        taught = views.can_stand("student")
         own = foretold(cell.models[client], texts)
         others = foretold(cell.models[reader], texts) if taught else None
         alone = None if cell.alone is None else cell.alone.models.get(reader)
@@ -56,7 +56,7 @@ def memorisation(views: Views, rng: np.random.Generator) -> Found:
     for n, count in counts.items():
         name = f"greedy, {n} tokens after {n}"
         findings.append(_share("owner", name, "texts of clients", count.own, count.texts))
-        if len(models) > 1:
+        if views.can_stand("student"):
             findings.append(_share("student", name, "texts of clients", count.student, count.texts))
         if cell.alone is not None and count.could:
             target = "texts that the owner alone continues"

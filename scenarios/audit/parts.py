@@ -12,6 +12,7 @@ from scenarios.audit import (
     epsilon,
     exchange,
     exposure,
+    inversion,
     membership,
     memorised,
     null,
@@ -50,7 +51,7 @@ def _uploads(cell: Cell) -> str | None:
 
 
 def _images(cell: Cell) -> str | None:
-    return "texts have no classes" if cell.world.train.is_text else None
+    return "of images only: texts have no classes" if cell.world.train.is_text else None
 
 
 def _text(cell: Cell) -> str | None:
@@ -69,6 +70,16 @@ def _bounded(cell: Cell) -> str | None:
     if epsilon.fair(cell) or epsilon.by_rank(cell):
         return None
     return "it needs canaries by coin, once or not at all, or secrets in texts that no proxy holds"
+
+
+def _weights(cell: Cell) -> str | None:
+    if cell.recording is None:
+        return RECORDED
+    return None if cell.recording.what == "weights" else "no weights are exchanged"
+
+
+def _alone(cell: Cell) -> str | None:
+    return None if inversion.alone(cell) else "no class is held by one client alone"
 
 
 def _labelled(cell: Cell) -> str | None:
@@ -117,6 +128,16 @@ PARTS: dict[str, Part] = {
         line="which texts the owner's model and another client's continue word for word",
         lacks=_lacks(_text, _models),
         find=memorised.memorisation,
+    ),
+    "inversion": Part(
+        line="what a class looks like that one client alone holds, from its soft labels",
+        lacks=_lacks(_uploads, _images, inversion.lacks, _labelled, _alone),
+        find=inversion.inversion,
+    ),
+    "gradient-inversion": Part(
+        line="images from one client's weights, under FedAvg: the reference",
+        lacks=_lacks(_weights, _images, inversion.lacks),
+        find=inversion.from_weights,
     ),
     "epsilon": Part(
         line="how much privacy was lost at least, beside what the ledgers say",

@@ -317,3 +317,28 @@ def test_a_mistake_is_said_before_anything_is_done(run: Path, ask: Refused, word
 def test_two_audits_at_once_are_one_too_many(run: Path) -> None:
     with locked(run, "audit.lock"), pytest.raises(FedkdError, match="another process"):
         audit(run)
+
+
+def test_images_are_sought_in_answers_and_in_weights(tmp_path: Path) -> None:
+    what = small(
+        audit=True,
+        partition={"name": "strong", "clients": 10},
+        proxy={"name": "public", "size": 150},
+        method={"name": "no-filter"},
+        training={"rounds": 1},
+        references=("fedavg",),
+    )
+    simulate(what, folder=tmp_path)
+    found = audit(tmp_path, parts=("inversion", "gradient-inversion"))
+    by_row = {cell.row: cell.findings for cell in found.cells}
+    assert {(one.part, one.measure) for one in by_row["no-filter"]} == {
+        ("inversion", "success"),
+        ("inversion", "ssim"),
+    }
+    assert [(one.part, one.measure) for one in by_row["fedavg"]] == [("gradient-inversion", "ssim")]
+    for one in (*by_row["no-filter"], *by_row["fedavg"]):
+        assert one.observer == "uploads"
+        assert one.value is not None
+        assert one.null is not None
+        assert -1 <= one.value <= 1
+        assert one.n > 0
