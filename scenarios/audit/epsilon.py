@@ -56,7 +56,7 @@ def of_coins(views: Views, rng: np.random.Generator) -> list[Finding]:
     for setting in canary_settings(views):
         name = CHOSEN[setting.observer]
         ways = views.ways(setting.observer, in_proxy)
-        if setting.shadows or setting.way != ("undone" if "undone" in ways else "told"):
+        if setting.against or setting.way != ("undone" if "undone" in ways else "told"):
             continue  # one an observer, fixed beforehand
         found = scores(ATTACKS[name], setting.cases)
         if found is None:

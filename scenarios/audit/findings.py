@@ -95,7 +95,9 @@ def append(
     last = {"part": part, "done": True, **done}
     # The findings last: they are what says that a part is done.
     for path, lines in ((_curves(cell), curves), (_findings(cell), findings)):
-        text = "".join(json.dumps(line) + "\n" for line in [*map(asdict, lines), last])
+        text = "".join(
+            json.dumps(line, allow_nan=False) + "\n" for line in [*map(asdict, lines), last]
+        )
         with path.open("ab") as file:
             file.truncate(_whole(path))
             file.write(text.encode())

@@ -26,6 +26,8 @@ from scenarios.audit.views import Views
 
 MOST_CLIENTS = 2
 """That are attacked: a net is trained for each."""
+MOST_HOLDERS = 1000
+"""Of more clients, none is looked for that holds a class alone."""
 IMAGES = 8
 """That are sought in one client's weights, or as many as taught it, if these are fewer."""
 MOST_TRUE = 200
@@ -46,6 +48,8 @@ def lacks(cell: Cell) -> str | None:
 
 def alone(cell: Cell) -> dict[int, Ints]:
     """The classes that only one client holds, of the first clients that have some."""
+    if cell.world.n_clients > MOST_HOLDERS:
+        return {}
     counts = np.stack([cell.world.counts(i) for i in range(cell.world.n_clients)])
     holders = paired_logits.private_classes(counts)
     wanted = sorted(set(holders.values()) & set(cell.listened.clients))[:MOST_CLIENTS]

@@ -21,6 +21,7 @@ from scenarios.audit.evidence import Cell, Way
 from scenarios.audit.findings import OBSERVERS, UNSUPPORTED, Curve, Finding, Found
 from scenarios.audit.ledger import ceilings
 from scenarios.audit.views import (
+    Stand,
     Targets,
     Views,
     canary_targets,
@@ -55,7 +56,8 @@ class Setting(NamedTuple):
     way: Way
     what: str
     cases: Sequence[Case]
-    shadows: bool = False
+    against: str = ""
+    """Which references are held against the view: "shadows" or "students"; else the peers."""
 
     @property
     def adaptive(self) -> bool:
@@ -64,7 +66,7 @@ class Setting(NamedTuple):
 
     def name(self, attack: str) -> str:
         """What an attack is called here."""
-        return named(f"{attack}, shadows" if self.shadows else attack, self.way)
+        return named(f"{attack}, {self.against}" if self.against else attack, self.way)
 
 
 class Scores(NamedTuple):
@@ -142,8 +144,7 @@ def _settings(
             continue
         for way in views.ways(observer, in_proxy):
             stands = {i: views.stand(observer, i, in_proxy, way) for i in targets}
-            cases = [Case(stands[i].evidence(t), t.inside) for i, t in targets.items()]
-            yield Setting(observer, way, what, cases)
+            yield Setting(observer, way, what, _cases(stands, targets))
             if others:
                 shadowed = {
                     i: with_shadows(
@@ -152,8 +153,14 @@ def _settings(
                     )
                     for i, stand in stands.items()
                 }
-                cases = [Case(shadowed[i].evidence(t), t.inside) for i, t in targets.items()]
-                yield Setting(observer, way, what, cases, shadows=True)
+                yield Setting(observer, way, what, _cases(shadowed, targets), "shadows")
+            if observer == "aggregate" and in_proxy and way != "averaged":
+                learnt = {i: views.with_students(stand) for i, stand in stands.items()}
+                yield Setting(observer, way, what, _cases(learnt, targets), "students")
+
+
+def _cases(stands: dict[int, Stand], targets: dict[int, Targets]) -> list[Case]:
+    return [Case(stands[i].evidence(t), t.inside) for i, t in targets.items()]
 
 
 def membership(views: Views, rng: np.random.Generator) -> Found:
@@ -163,8 +170,8 @@ def membership(views: Views, rng: np.random.Generator) -> Found:
     for setting in (*canary_settings(views), *record_settings(views)):
         most = ceilings(views.cell, setting.observer, setting.what, FPRS)
         for attack in ROWS:
-            if setting.shadows and not attack.needs:
-                continue  # it looks at no reference, so it is the same without shadows
+            if setting.against and "references" not in attack.needs:
+                continue  # it is the same whatever the references
             found = scores(attack, setting.cases)
             if found is not None:
                 curve = roc(*found)

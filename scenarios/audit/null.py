@@ -34,7 +34,7 @@ def of_shuffled(views: Views, rng: np.random.Generator) -> list[Finding]:
     kind = canary_settings if views.cell.world.canaries else record_settings
     findings = []
     for setting in kind(views):
-        if setting.shadows:
+        if setting.against:
             continue
         name = CHOSEN[setting.observer]
         found = scores(ATTACKS[name], setting.cases)

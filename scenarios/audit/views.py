@@ -31,6 +31,9 @@ Made = TypeVar("Made")
 MOST_RECORDS = 100
 """Members, and as many others, of each client."""
 
+REFERENCES = 8
+"""Students that the consensus is held against."""
+
 
 class Targets(NamedTuple):
     """Records that are attacked, at one client."""
@@ -189,6 +192,27 @@ class Views:
             return ("told",)
         ways = self.cell.ways
         return ways if in_proxy else ("undone",) if "undone" in ways else ("told",)
+
+    def with_students(self, stand: Stand) -> Stand:
+        """The view of the consensus, held against students of half of it each: distillation LiRA.
+
+        Who sees nothing but a consensus has no peers to compare it with, but can make such.
+        """
+        return Stand(stand.view, self.once("students", self._references))
+
+    def _references(self) -> list[Reference]:
+        found = self.cell.teach(Source(SERVER), REFERENCES, 0.5)
+        return [
+            Reference(self.of(model), self._taught(records))
+            for model, records in zip(found.models, found.taught, strict=True)
+        ]
+
+    def _taught(self, records: Flags) -> Callable[[Targets], Flags]:
+        def members(targets: Targets) -> Flags:
+            assert targets.ids is not None
+            return np.asarray(records[targets.ids[:, 0] // self.cell.proxy.positions])
+
+        return members
 
     def peer_of(self, client: int) -> int:
         """The client that attacks another as its peer: the first, fixed beforehand."""

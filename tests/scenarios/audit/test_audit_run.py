@@ -110,6 +110,18 @@ def test_what_was_learnt_by_heart_is_found_and_the_less_the_further_away(whole: 
     assert not whole.contradictions
 
 
+def test_references_are_those_that_an_observer_can_have(whole: Audit) -> None:
+    aucs = of(whole, part="membership", target="canaries in the proxy set", measure="auc")
+    attacks = {o: {one.attack for one in aucs if one.observer == o} for o in OBSERVERS}
+    assert {"coop-lira", "coop-lira, rounds averaged"} <= attacks["uploads"]
+    # One consensus has no peers; students of halves of it, some of which know a canary, stand in.
+    assert {"lira-online, students", "rmia, students", "threshold"} <= attacks["aggregate"]
+    assert not {"coop-lira", "rmia"} & attacks["aggregate"]
+    assert {"rmia", "threshold"} <= attacks["peer"]  # one reference: the peer's own model
+    assert "coop-lira" not in attacks["peer"]
+    assert {"threshold", "quantile"} == attacks["student"]
+
+
 def test_exposure_is_near_its_cap_where_canaries_are_known(whole: Audit) -> None:
     once = of(whole, part="exposure", target="canaries in the proxy set, once")
     by_observer = {one.observer: one for one in once if one.attack == "interpolated among controls"}
