@@ -224,6 +224,13 @@ class Scenario(Section):
                 value=(release.temperature, distill.temperature),
                 fix="set method.release.temperature and method.distill.temperature to the same",
             )
+        if self.method.combine.simplex and not release.simplex:
+            raise FedkdError(
+                "this method.combine.name combines distributions, and the answers are raw logits",
+                value=self.method.combine.name,
+                allowed="mean, geometric-median",
+                fix='set that, or method.release.name = "probabilities"',
+            )
         if distill.raw and release.simplex:
             raise FedkdError(
                 "this objective learns from raw logits, and the answers are distributions",

@@ -29,6 +29,7 @@ PROVED = (
 def check_privacy(scenario: Scenario) -> None:
     """Raises: FedkdError for the first setting of `privacy` that the rest cannot go with."""
     _check_release(scenario)
+    _check_combine(scenario)
     privacy = scenario.privacy
     if _asks_private_filter(scenario) and isinstance(scenario.data, Reading):
         raise FedkdError(
@@ -102,6 +103,23 @@ def _check_release(scenario: Scenario) -> None:
                 value=row.degree,
                 allowed=f"{', '.join(protection.TEXT_DEGREES) if is_text else 'density'}, classes",
                 fix="set privacy.release.degree",
+            )
+
+
+def _check_combine(scenario: Scenario) -> None:
+    """Sums of answers, and means that are cleared of randomised response, leave no choice."""
+    privacy, rule = scenario.privacy, scenario.method.combine
+    for key, row in (("server", privacy.server), ("release", privacy.release)):
+        takes_the_mean = isinstance(
+            row,
+            protection.SecureAggregation | protection.GnMax | protection.RandomisedResponse,
+        )
+        if takes_the_mean and rule.name != "mean":
+            raise FedkdError(
+                f"privacy.{key}.name = {row.name!r} works on the mean of the answers",
+                value=f"method.combine.name = {rule.name!r}",
+                allowed="mean",
+                fix='method.combine.name = "mean"',
             )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedkd import payload
 from fedkd.errors import FedkdError, PayloadError
-from fedkd.exchange.combine import GRID, Consensus, Mean, WeightAverage
+from fedkd.exchange.combine import GRID, Consensus, Summed, WeightAverage
 from fedkd.models.zoo import build
 from fedkd.protection import GnMax, PlainServer, SecureAggregation
 from fedkd.rng import torch_stream
@@ -126,7 +126,7 @@ class SoftLabels:
         self._start = partial(Hearing, job.scenario.method, self._sizes, job.world, strata)
         self._hearing = self._start()
         self._rule = job.scenario.method.combine
-        self._consensus = self._rule.finish(self._hearing.votes)
+        self._consensus = self._hearing.consensus()
 
     def ask(self, round_: int, talk: Talk) -> payload.Bytes | None:
         """Nothing: the scenario says it all. Last round's votes are cleared."""
@@ -147,7 +147,7 @@ class SoftLabels:
     def sums(self) -> Sizes | None:
         """The sizes where the rule needs the sum alone, and the sum has the same bits in any
         grouping: logits have no bound, so theirs might not. None where each answer is recorded."""
-        adds_up = isinstance(self._rule, Mean) and self._scenario.method.release.simplex
+        adds_up = isinstance(self._rule, Summed) and self._scenario.method.release.simplex
         plain = isinstance(self._scenario.privacy.server, PlainServer)
         return self._sizes if adds_up and plain and not self._scenario.audit else None
 
@@ -163,8 +163,7 @@ class SoftLabels:
         if isinstance(privacy.server, GnMax):
             self._consensus, silence = self._clear(privacy.server, round_)
         else:
-            mean = self._rule.finish(self._hearing.votes)
-            self._consensus = protect.consensus_of(privacy, mean)
+            self._consensus = protect.consensus_of(privacy, self._hearing.consensus())
             silence = "no client accepted any proxy sample: no consensus"
         self._recorder.add("answers", SERVER, *self._consensus)
         said = measures.of_consensus(self._consensus, self._sizes.n_samples, self._truth)
@@ -177,7 +176,7 @@ class SoftLabels:
         there are none. Whether the budget bears them depends on no vote, so silence tells nothing.
         """
         noise = torch_stream(self._seed, "server", round_, purpose="gnmax")
-        consensus, claim = protect.clear_labels(row, self._hearing.votes.total / GRID, noise)
+        consensus, claim = protect.clear_labels(row, self._hearing.sums.total / GRID, noise)
         entry = Release(
             client=-1,
             round=round_,

@@ -12,7 +12,7 @@ from fedkd import payload
 from fedkd.config import MethodConfig
 from fedkd.data.federation import Federation
 from fedkd.errors import PayloadError
-from fedkd.exchange.combine import Votes
+from fedkd.exchange.combine import Ballots, Consensus, EveryVote, Summed, Votes
 from server import measures
 
 AnyAnswer = payload.Answer | payload.SparseAnswer
@@ -46,7 +46,7 @@ class Hearing:
         self._sizes = sizes
         self._world = world
         self._strata = strata
-        self.votes: Votes = self._rule.start(sizes.n_samples, sizes.n_classes)
+        self.votes: Votes | Ballots = self._rule.start(sizes.n_samples, sizes.n_classes)
 
     def check(self, round_: int, client: int, data: payload.Bytes) -> AnyAnswer:
         """One client's answers, decoded. Raises: PayloadError if they break the contract."""
@@ -62,13 +62,30 @@ class Hearing:
     def take(self, answer: AnyAnswer) -> dict[str, Any]:
         """Add a checked answer to the votes, and measure the client's filter."""
         for block in answer.blocks():
-            self._rule.add(self.votes, block.ids, block.values)
+            if isinstance(self._rule, EveryVote):
+                assert isinstance(self.votes, Ballots)
+                self._rule.add(self.votes, block.ids, block.values)
+            else:
+                self._rule.add(self.sums, block.ids, block.values)
         if self._strata is None:
             return {"accepted": len(answer.ids) / self._sizes.n_samples}
         records = answer.ids
         if self._sizes.positions > 1:
             records = np.unique(records // self._sizes.positions)
         return measures.filter_quality(records, self._strata, self._world.counts(answer.client))
+
+    @property
+    def sums(self) -> Votes:
+        """The votes of a rule that needs no more than their sum."""
+        assert isinstance(self.votes, Votes)
+        return self.votes
+
+    def consensus(self) -> Consensus:
+        """What the clients that were heard say together."""
+        if isinstance(self._rule, EveryVote):
+            assert isinstance(self.votes, Ballots)
+            return self._rule.finish(self.votes)
+        return self._rule.finish(self.sums)
 
     def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
         """Check a sum of clients' answers and add it to the votes; return the clients.
@@ -77,7 +94,8 @@ class Hearing:
         """
         sizes = {"n_samples": self._sizes.n_samples, "n_classes": self._sizes.n_classes}
         partial = payload.decode_partial(data, round_=round_, **sizes)
-        self._rule.merge(self.votes, partial.ids, partial.votes)
+        assert isinstance(self._rule, Summed)  # else nobody was asked for a sum
+        self._rule.merge(self.sums, partial.ids, partial.votes)
         return [int(client) for client in partial.clients]
 
     def sum_bytes(self, answers: Iterable[AnyAnswer]) -> int:
@@ -89,8 +107,8 @@ class Hearing:
 
     def sum_of(self, round_: int, clients: list[int]) -> payload.Bytes:
         """The votes so far as bytes, given by `clients`."""
-        ids = np.flatnonzero(self.votes.voters).astype(np.int32)
-        votes = self.votes
+        votes = self.sums
+        ids = np.flatnonzero(votes.voters).astype(np.int32)
         if len(ids) < len(votes.voters):
             votes = Votes(votes.total[ids], votes.voters[ids])
         given_by = np.array(clients, np.int32)

@@ -12,7 +12,7 @@ from fedkd.config import REFERENCES, Scenario, from_json, load, parse
 from fedkd.data.sources import SOURCES
 from fedkd.errors import FedkdError
 from fedkd.exchange.methods import METHODS
-from scenario_tables import TABLES, Toml, at, nested, refusal, written
+from scenario_tables import NEEDED, TABLES, Toml, at, nested, refusal, written
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,6 @@ def test_unknown_models_and_references_are_answered_with_the_nearest() -> None:
         ("method.score.space", "pixel", "'pixels' or 'features'"),
         ("privacy.unit", "person", "'record'"),
         ("method.release.temperature", -1, "greater than 0"),
-        ("method.combine.name", "median", "'mean'"),
         ("method.score", "kmeans", "dictionary"),
         ("partition", 3, "dictionary"),
         ("grid.name", "rey", "'inline', "),
@@ -176,6 +175,24 @@ def test_objectives_of_raw_logits_need_them(distill: Toml) -> None:
     parse({"method": {"distill": distill, "release": {"name": "logits"}}})
     if distill["name"] != "bckd":
         parse({"method": {"distill": {**distill, "space": "probabilities"}}})
+
+
+@pytest.mark.parametrize("rule", ["era", "power", "median", "trimmed-mean"])
+def test_rules_for_distributions_refuse_logits(rule: str) -> None:
+    text = refusal({"method": {"combine": {"name": rule}, "release": {"name": "logits"}}})
+    assert f"got {rule!r}; allowed: mean, geometric-median" in text
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("server", "secure-aggregation"), ("server", "gnmax"), ("release", "randomised-response")],
+)
+@pytest.mark.parametrize("rule", ["power", "median"])
+def test_what_works_on_the_mean_refuses_another_rule(part: str, name: str, rule: str) -> None:
+    privacy = {part: {"name": name, **NEEDED.get(name, {})}}
+    text = refusal({"method": {"combine": {"name": rule}}, "privacy": privacy})
+    assert f"privacy.{part}.name = {name!r} works on the mean" in text
+    parse({"privacy": privacy})
 
 
 def test_swing_brings_an_objective_of_its_own() -> None:

@@ -17,6 +17,7 @@ from fedkd.data.partition import PARTITIONS
 from fedkd.data.proxy import PROXIES
 from fedkd.data.sources import SOURCES
 from fedkd.errors import FedkdError
+from fedkd.exchange.combine import COMBINES
 from fedkd.exchange.distill import DISTILLS
 from fedkd.exchange.gate import GATES, Share
 from fedkd.exchange.methods import METHODS
@@ -58,6 +59,7 @@ def tables(draw: st.DrawFn) -> Toml:
         "release": rows(
             RELEASES, temperature=st.just(temperature), k=COUNT, draws=st.integers(1, 65_535)
         ).map(lambda row: {**row, "temperature": temperature}),
+        "combine": rows({n: COMBINES[n] for n in ("mean", "geometric-median")}),  # of logits too
         "distill": rows(DISTILLS, space=st.just("probabilities"))
         .filter(lambda row: row["name"] != "bckd")  # it goes with raw logits only
         .map(lambda row: {"space": "probabilities", **row} if row["name"] in ("l1", "mse") else row)

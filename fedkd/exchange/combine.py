@@ -1,22 +1,29 @@
 """Stage 4, combine: what the clients say together.
 
-Streaming: the server holds O(samples x classes), whatever the number of clients. Every answer is
-rounded to a multiple of 2^-30, far below float32's own precision of a probability. Sums of such
-numbers are exact in float64 up to 2^23, so a sum has the same bits in any order and grouping.
+Rules of the mean are streaming: the server holds O(samples x classes), whatever the number of
+clients. Every answer is rounded to a multiple of 2^-30, far below float32's own precision of a
+probability. Sums of such numbers are exact in float64 up to 2^23, so a sum has the same bits in any
+order and grouping.
+
+Rules that need every vote keep the answers as they came, in float32, and go by blocks of samples.
+A centre of one or two votes is no defence, whatever its name.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from fedkd.exchange import robust
 from fedkd.section import Section, table
 
 GRID = 2.0**30
 """Steps in one: sums are kept as whole numbers of steps."""
+BLOCK = 2**22
+"""Numbers of votes that are looked at together; some copies of them are made, in float64."""
 
 
 def steps(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -40,10 +47,12 @@ class Votes(NamedTuple):
     voters: NDArray[np.int32]  # [samples]
 
 
-class Mean(Section):
-    """The mean of the answers to each sample; a sample without a voter is dropped."""
+class Summed(Section):
+    """What the rules of the mean have in common; a sample without a voter is dropped."""
 
-    name: Literal["mean"] = "mean"
+    name: str
+    simplex: ClassVar[bool] = False
+    """Whether the answers must be distributions."""
 
     def start(self, n_samples: int, n_classes: int) -> Votes:
         """No votes yet: zeros [samples, classes] and [samples]."""
@@ -62,10 +71,173 @@ class Mean(Section):
         votes.voters[rows] += more.voters
 
     def finish(self, votes: Votes) -> Consensus:
-        """Divide each kept sample by its number of voters."""
+        """Divide each kept sample by its number of voters, and what the rule makes of that."""
         ids = np.flatnonzero(votes.voters).astype(np.int32)
         mean = votes.total[ids] / (votes.voters[ids, None] * GRID)
-        return Consensus(ids, mean.astype(np.float32))
+        return Consensus(ids, self.made_of(mean).astype(np.float32))
+
+    def made_of(self, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The consensus [kept, classes] of a mean [kept, classes]."""
+        return mean
+
+
+class Mean(Summed):
+    """The mean of the answers to each sample; a sample without a voter is dropped."""
+
+    name: Literal["mean"] = "mean"
+
+
+class Era(Summed):
+    """Softmax of the mean soft label at a low temperature: sharper (entropy reduction, DS-FL).
+
+    Source: Itahara et al., arXiv 2008.06180, equation 12; temperature 0.1 as there. As it grows,
+    the consensus tends to the uniform distribution, not to the mean.
+    """
+
+    name: Literal["era"] = "era"
+    simplex: ClassVar[bool] = True
+    temperature: float = Field(0.1, gt=0)
+
+    def made_of(self, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+        """softmax(mean / temperature)."""
+        shifted = np.exp((mean - mean.max(axis=1, keepdims=True)) / self.temperature)
+        return _normalised(shifted)
+
+
+class Power(Summed):
+    """A power of the mean soft label, renormalised: sharper above 1, the mean at 1 (SCARLET).
+
+    Source: "enhanced ERA" of SCARLET, arXiv 2504.19602; beta 1.5 is one of the values tried there.
+    """
+
+    name: Literal["power"] = "power"
+    simplex: ClassVar[bool] = True
+    beta: float = Field(1.5, gt=0)
+
+    def made_of(self, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+        """mean^beta over its sum; relative to the largest, so that no power vanishes in all."""
+        return _normalised((mean / mean.max(axis=1, keepdims=True)) ** self.beta)
+
+
+class Ballots(NamedTuple):
+    """All votes so far, as they came; `EveryVote.start` makes it, `EveryVote.add` fills it."""
+
+    voters: NDArray[np.int64]  # [samples]
+    n_classes: int
+    ids: list[NDArray[np.int32]]
+    values: list[NDArray[np.float32]]
+
+
+class EveryVote(Section):
+    """What the rules have in common that need every vote.
+
+    They hold O(answers x classes) in float32; what they do takes O(`BLOCK`) more.
+    """
+
+    name: str
+    simplex: ClassVar[bool] = False
+    """Whether the answers must be distributions."""
+
+    def start(self, n_samples: int, n_classes: int) -> Ballots:
+        """No votes yet."""
+        return Ballots(np.zeros(n_samples, np.int64), n_classes, [], [])
+
+    def add(self, votes: Ballots, ids: NDArray[np.int32], values: NDArray[np.float32]) -> None:
+        """Add some of one client's answers: `ids` [m] ascending, unique; `values` [m, classes]."""
+        votes.voters[ids] += 1
+        votes.ids.append(ids.copy())
+        votes.values.append(values.copy())
+
+    def finish(self, votes: Ballots) -> Consensus:
+        """The centre of the votes on each sample that has any."""
+        most = int(votes.voters.max(initial=1))
+        size = max(1, BLOCK // (most * votes.n_classes))
+        parts = [
+            self._block(votes, start, min(start + size, len(votes.voters)))
+            for start in range(0, len(votes.voters), size)
+        ]
+        values = [np.empty((0, votes.n_classes)), *parts]
+        ids = np.flatnonzero(votes.voters).astype(np.int32)
+        return Consensus(ids, np.concatenate(values).astype(np.float32))
+
+    def _block(self, votes: Ballots, start: int, stop: int) -> NDArray[np.float64]:
+        """The centres of samples `start` to `stop`, those without a vote left out."""
+        spans = [np.searchsorted(ids, (start, stop)) for ids in votes.ids]
+        pairs = list(zip(votes.ids, votes.values, spans, strict=True))
+        ids = np.concatenate([np.empty(0, np.int32), *(i[a:b] for i, _, (a, b) in pairs)])
+        rows = [np.empty((0, votes.n_classes), np.float32), *(v[a:b] for _, v, (a, b) in pairs)]
+        order = np.argsort(ids, kind="stable")
+        counts = votes.voters[start:stop]
+        counts = counts[counts > 0]
+        sample = np.repeat(np.arange(len(counts)), counts)
+        rank = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
+        stack = np.zeros((counts.max(initial=0), len(counts), votes.n_classes))
+        stack[rank, sample] = np.concatenate(rows)[order]
+        return self.centre(stack, counts)
+
+    def centre(self, votes: NDArray[np.float64], voters: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The centre [m, classes] of votes [most, m, classes]; see `fedkd.exchange.robust`."""
+        raise NotImplementedError
+
+
+class TrimmedMean(EveryVote):
+    """The mean of each class without its least and most votes, renormalised.
+
+    Source: Yin et al., ICML 2018, Definition 2, there of gradients. Renormalised to a distribution
+    as in Roux et al., ICLR 2025, arXiv 2402.12265; the mean of the votes where nothing is left.
+    """
+
+    name: Literal["trimmed-mean"] = "trimmed-mean"
+    simplex: ClassVar[bool] = True
+    trim: float = Field(0.1, ge=0, lt=0.5)
+    """Share of the votes on a sample that is left out on each side, rounded down."""
+
+    def centre(self, votes: NDArray[np.float64], voters: NDArray[np.int64]) -> NDArray[np.float64]:
+        """As said."""
+        return _on_simplex(robust.trimmed_mean(votes, voters, self.trim), votes, voters)
+
+
+class Median(EveryVote):
+    """The median of each class, renormalised.
+
+    Source: PredictionMedian of Roux et al., ICLR 2025, arXiv 2402.12265. Deviations: of an even
+    number of votes the mean of the middle two, and not the lower; the mean of the votes where all
+    medians are 0, as of three voters who are sure of three different classes.
+    """
+
+    name: Literal["median"] = "median"
+    simplex: ClassVar[bool] = True
+
+    def centre(self, votes: NDArray[np.float64], voters: NDArray[np.int64]) -> NDArray[np.float64]:
+        """As said."""
+        return _on_simplex(robust.trimmed_mean(votes, voters, 0.5), votes, voters)
+
+
+class GeometricMedian(EveryVote):
+    """The point nearest to all votes by the sum of distances (Weiszfeld).
+
+    Source: GeoMedian of Roux et al., ICLR 2025, arXiv 2402.12265; the steps are Vardi and Zhang's.
+    """
+
+    name: Literal["geometric-median"] = "geometric-median"
+
+    def centre(self, votes: NDArray[np.float64], voters: NDArray[np.int64]) -> NDArray[np.float64]:
+        """As said."""
+        return robust.geometric_median(votes, voters)
+
+
+def _on_simplex(
+    centre: NDArray[np.float64], votes: NDArray[np.float64], voters: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Each row over its sum; the mean of the votes where that is 0."""
+    empty = centre.sum(axis=1) <= 0
+    centre[empty] = robust.mean(votes[:, empty], voters[empty])
+    return _normalised(centre)
+
+
+def _normalised(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    whole: NDArray[np.float64] = rows / rows.sum(axis=1, keepdims=True)
+    return whole
 
 
 def _places(ids: NDArray[np.int32]) -> slice | NDArray[np.int32]:
@@ -74,8 +246,10 @@ def _places(ids: NDArray[np.int32]) -> slice | NDArray[np.int32]:
     return slice(ids[0], ids[-1] + 1) if run else ids
 
 
-Combine = Annotated[Mean, Field()]
-COMBINES = table(Mean)
+Combine = Annotated[
+    Mean | Era | Power | Median | TrimmedMean | GeometricMedian, Field(discriminator="name")
+]
+COMBINES = table(Mean, Era, Power, Median, TrimmedMean, GeometricMedian)
 
 
 class WeightAverage:

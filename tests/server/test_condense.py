@@ -303,8 +303,24 @@ def sizes_asked(**changes: object) -> list[Sizes]:
 def test_what_needs_single_answers_gets_them() -> None:
     assert sizes_asked() == [Sizes(100, 10, 1)]
     assert sizes_asked(method={"name": "no-filter", "release": {"name": "logits"}}) == []
+    for rule in ("median", "trimmed-mean", "geometric-median"):
+        assert sizes_asked(method={"name": "no-filter", "combine": {"name": rule}}) == []
+    for rule in ("era", "power"):
+        asked = sizes_asked(method={"name": "no-filter", "combine": {"name": rule}})
+        assert asked == [Sizes(100, 10, 1)]
     assert sizes_asked(method={"name": "fedavg"}) == []
     assert sizes_asked(method={"name": "local-only"}) == []
+
+
+@pytest.mark.parametrize("rule", ["power", "median"])
+def test_any_rule_is_the_same_run(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sharpened after the sums, or with every vote at the server."""
+    scenario = open_pool(method={"name": "no-filter", "combine": {"name": rule}})
+    alone = play(scenario, InlineGrid(app_with(truth), N_CLIENTS), monkeypatch)
+    together = play(scenario, CondensingGrid(app_with(truth), SIZES), monkeypatch)
+    assert_equal(together, alone)
+    _, plain = play(open_pool(), InlineGrid(app_with(truth), N_CLIENTS), monkeypatch)
+    assert not np.allclose(alone[1]["values"], plain["values"], atol=1e-3)
 
 
 def test_a_sum_whose_first_client_was_given_up_is_refused_whole(
