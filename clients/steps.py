@@ -144,7 +144,13 @@ def filter_pool(
         fitted.append(seen[torch.from_numpy(order[n_heldout:])])
         labels.append(y[torch.from_numpy(order[n_heldout:])].to(client.device))
         draws.append(torch_stream(client.seed, "client", client.round, client.id, "score"))
-    states = fit_together(method.score, fitted, labels, draws)
+    publics: list[Tensor | None] = [
+        _look(client, model, proxy.x[~mine.to(proxy.x.device)])
+        if method.score.needs_public
+        else None
+        for client, model, mine in zip(clients, models, own, strict=True)
+    ]
+    states = fit_together(method.score, fitted, labels, draws, publics)
     masks = []
     for client, model, mine, state, apart in zip(
         clients, models, own, states, heldout, strict=True
@@ -170,11 +176,17 @@ def _private_mask(client: Client, proxy: ProxySet, own: Tensor) -> Tensor:
 
 
 def _look(client: Client, model: Classifier, x: Tensor) -> Tensor:
-    """What a score measures by, [n, d]: pixels, or features; of a text, their mean over tokens."""
+    """What a score measures by, [n, d]: pixels, or features; of a text, their mean over tokens.
+
+    Or logits: [n, classes], and of a text [n, L, classes].
+    """
     x = x.to(client.device)
-    if client.scenario.method.score.space == "pixels":
+    space = client.scenario.method.score.space
+    if space == "pixels":
         return training.inputs(x).flatten(1)
     model.eval()
+    if space == "logits":
+        return training.predict(model, x)
     found = training.features(model, x)
     return found if found.ndim == 2 else found.mean(dim=1)
 

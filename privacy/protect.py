@@ -82,13 +82,13 @@ def _budget(privacy: Privacy) -> Budget | None:
 
 
 def mask_changes(scenario: Scenario) -> bool:
-    """Whether the accept mask is made anew in each round, as where a score looks at features.
+    """Whether the accept mask is made anew in each round, as where a score looks by the model.
 
     A private filter never looks at a model, so it is asked, and paid for, once.
     """
     method = scenario.method
     plain = isinstance(scenario.privacy.filter, protection.PlainFilter)
-    return plain and needs_scores(method.gate) and method.score.space == "features"
+    return plain and needs_scores(method.gate) and method.score.space != "pixels"
 
 
 def readers(privacy: Privacy) -> SeenBy:

@@ -24,6 +24,7 @@ Toml = dict[str, Any]
 FILES = sorted((Path(__file__).parents[1] / "scenarios").glob("*.toml"))
 NEEDED: dict[str, Toml] = {  # keys without a default
     "constant": {"value": 0.5},
+    "budget": {"m": 50},
     "npz": {"path": "x.npz"},
     "huggingface": {"path": "mnist"},
     "text": {"path": "texts"},

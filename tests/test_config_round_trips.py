@@ -54,8 +54,10 @@ def settings_of(cls: type[Section], **fields: st.SearchStrategy[Any]) -> st.Sear
 def tables(draw: st.DrawFn) -> Toml:
     temperature = draw(POSITIVE)
     stages = {
-        "score": rows(SCORES, k=COUNT, per_class=st.booleans()),
-        "gate": rows(GATES, q=st.floats(0, 1), power=POSITIVE, value=st.floats(-1e300, 1e300)),
+        "score": rows(SCORES, k=COUNT, per_class=st.booleans(), bandwidth=POSITIVE),
+        "gate": rows(
+            GATES, m=COUNT, q=st.floats(0, 1), power=POSITIVE, value=st.floats(-1e300, 1e300)
+        ),
         "release": rows(
             RELEASES, temperature=st.just(temperature), k=COUNT, draws=st.integers(1, 65_535)
         ).map(lambda row: {**row, "temperature": temperature}),

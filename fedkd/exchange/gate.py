@@ -86,6 +86,22 @@ class Share(Section):
         return float(torch.quantile(mine, q if len(own) else max(q, self.floor)))
 
 
+class Budget(Section):
+    """Answer the m most familiar of the others' samples: so many bytes a round, whatever they are.
+
+    Of samples with the score of the last one, all are answered.
+    """
+
+    name: Literal["budget"] = "budget"
+    m: int = Field(ge=1)
+
+    def threshold(self, heldout: Tensor, own: Tensor, others: Tensor) -> float:
+        """The m-th least score of `others`; infinity if there are not so many."""
+        if len(others) <= self.m:
+            return math.inf
+        return float(others.kthvalue(self.m).values)
+
+
 def needs_scores(gate: Gate) -> bool:
     """Whether what the gate answers depends on any score."""
     return not isinstance(gate, Open | Own)
@@ -131,5 +147,5 @@ def accept(gate: Gate, heldout: Tensor, pool: Tensor, own: Tensor) -> tuple[Tens
     return own | (pool <= threshold), threshold
 
 
-Gate = Annotated[Open | Own | Constant | Quantile | Share, Field(discriminator="name")]
-GATES = table(Open, Own, Constant, Quantile, Share)
+Gate = Annotated[Open | Own | Constant | Quantile | Share | Budget, Field(discriminator="name")]
+GATES = table(Open, Own, Constant, Quantile, Share, Budget)

@@ -8,7 +8,7 @@ nearest one, and the choice of pixels or features are ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from fedkd.exchange.kmeans import distances, kmeans
 from fedkd.exchange.kmeans_many import kmeans_many
+from fedkd.exchange.scores.distances import Logistic, Mahalanobis, Neighbours
+from fedkd.exchange.scores.kernels import KDE, ULSIF, KuLSIF
+from fedkd.exchange.scores.logits import Energy, Entropy, MaxSoftmax
 from fedkd.section import Section, table
 
 
@@ -28,8 +31,11 @@ class KMeans(Section):
     """Fit k centroids in each class of the client instead of k in all its samples."""
     space: Literal["pixels", "features"] = "pixels"
     """Where distances are taken: raw input, or the client's own penultimate layer."""
+    needs_public: ClassVar[bool] = False
 
-    def fit(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    def fit(
+        self, x: Tensor, y: Tensor, generator: torch.Generator, public: Tensor | None = None
+    ) -> Tensor:
         """Centroids [k', d] of x [n, d]; labels y [n] serve only `per_class`."""
         if not self.per_class:
             return kmeans(x, self.k, generator)
@@ -63,8 +69,11 @@ class NoScore(Section):
 
     name: Literal["none"] = "none"
     space: Literal["pixels"] = "pixels"
+    needs_public: ClassVar[bool] = False
 
-    def fit(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    def fit(
+        self, x: Tensor, y: Tensor, generator: torch.Generator, public: Tensor | None = None
+    ) -> Tensor:
         """Nothing is learnt: an empty state [0, d]."""
         return x.new_empty((0, x.shape[1]))
 
@@ -78,16 +87,48 @@ def fit_together(
     xs: Sequence[Tensor],
     ys: Sequence[Tensor],
     generators: Sequence[torch.Generator],
-) -> list[Tensor]:
+    publics: Sequence[Tensor | None] | None = None,
+) -> list[Any]:
     """The state of each client's score, fitted on its x [n_i, d] and labels y [n_i].
 
     On a CPU one client after another: the single k-means passes over most points, and 32 clients
     of some 600 images took 6 ms each where the batched one took 27 ms.
+    Args: publics: the others' proxy samples [p_i, d], for a score that `needs_public`.
+    Returns: states as the score's own `fit` makes them.
     """
     if isinstance(score, KMeans) and len(xs) > 1 and xs[0].device.type != "cpu":
         return score.fit_many(xs, ys, generators)
-    return [score.fit(x, y, g) for x, y, g in zip(xs, ys, generators, strict=True)]
+    publics = publics or [None] * len(xs)
+    return [
+        score.fit(x, y, g, public)
+        for x, y, g, public in zip(xs, ys, generators, publics, strict=True)
+    ]
 
 
-Score = Annotated[KMeans | NoScore, Field(discriminator="name")]
-SCORES = table(KMeans, NoScore)
+Score = Annotated[
+    KMeans
+    | KDE
+    | KuLSIF
+    | ULSIF
+    | Mahalanobis
+    | Neighbours
+    | Logistic
+    | Energy
+    | MaxSoftmax
+    | Entropy
+    | NoScore,
+    Field(discriminator="name"),
+]
+SCORES = table(
+    KMeans,
+    KDE,
+    KuLSIF,
+    ULSIF,
+    Mahalanobis,
+    Neighbours,
+    Logistic,
+    Energy,
+    MaxSoftmax,
+    Entropy,
+    NoScore,
+)

@@ -222,10 +222,15 @@ def test_a_text_is_learnt_under_dp_sgd() -> None:
 # --- a private mask ---
 
 
-@pytest.mark.parametrize("space", ["pixels", "features"])
-def test_a_private_mask_is_paid_for_once(tmp_path: Path, space: str) -> None:
-    method = {"name": "edgefd", "score": {"space": space}}
-    for name, times in (("plain", 1 if space == "pixels" else 2), ("dp-kmeans", 1)):
+@pytest.mark.parametrize(
+    ("score", "by_model"),
+    [({"space": "pixels"}, False), ({"space": "features"}, True), ({"name": "energy"}, True)],
+)
+def test_a_private_mask_is_paid_for_once(
+    tmp_path: Path, score: dict[str, str], by_model: bool
+) -> None:
+    method = {"name": "edgefd", "score": score}
+    for name, times in (("plain", 2 if by_model else 1), ("dp-kmeans", 1)):
         scenario = small(**TWO, method=method, privacy={"filter": {"name": name}})
         simulate(scenario, folder=tmp_path / name)
         for client in range(2):

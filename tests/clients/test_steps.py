@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from clients import steps
 from clients.client import Client, ProxySet, with_model
-from fedkd import config
+from fedkd import config, training
 from fedkd.config import Scenario
 from fedkd.data.dataset import NO_LABEL, Dataset
 from fedkd.data.federation import Federation
 from fedkd.errors import FedkdError
 from fedkd.exchange.combine import Consensus
+from fedkd.exchange.score import SCORES
 from fedkd.models.zoo import Classifier
 from fedkd.payload import Pool
 from fedkd.rng import stream
@@ -215,6 +216,41 @@ def test_texts_are_compared_by_features_and_never_by_tokens() -> None:
     all_clients, models = clients(scenario(method=method("pixels")))
     with pytest.raises(FedkdError, match="tokens"):
         steps.filter_pool(all_clients, models, proxy())
+
+
+@pytest.mark.parametrize("name", [name for name in SCORES if name not in ("none", "kmeans")])
+def test_every_score_is_fitted_on_what_it_asks_for(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features or logits of held-in texts, and of the others' proxy samples alone."""
+    row = SCORES[name]
+    score: dict[str, Any] = {"name": name}
+    if "logits" not in get_args(row.model_fields["space"].annotation):
+        score |= {"space": "features"}
+    if "against" in row.model_fields:
+        score |= {"against": "public"}
+    method = {"name": "edgefd", "score": score, "gate": {"name": "budget", "m": 4}}
+    (client, *_), (model, *_) = clients(scenario(method=method))
+    pool = ProxySet.of(Pool(texts(12, "pool").x.numpy(), np.arange(12, dtype=np.int32) % 3), CPU)
+    asked: list[Tensor | None] = []
+    fit = row.fit  # type: ignore[attr-defined]
+
+    def noted(self: Any, x: Tensor, y: Tensor, draws: Any, public: Tensor | None = None) -> Any:
+        assert len(x) == len(y) == client.n_records - 1
+        asked.append(public)
+        return fit(self, x, y, draws, public)
+
+    monkeypatch.setattr(row, "fit", noted)
+    (mask,) = steps.filter_pool([client], [model], pool)
+    assert bool(mask[::3].all())
+    assert int(mask.sum()) == 4 + 4
+    (public,) = asked
+    seen = training.features(model, pool.x).mean(dim=1)
+    if name in ("kulsif", "ulsif", "logistic"):
+        assert public is not None
+        torch.testing.assert_close(public, seen[torch.arange(12) % 3 != client.id])
+    else:
+        assert public is None
 
 
 @pytest.mark.parametrize(("gate", "answers"), [("open", 12), ("own", 4)])

@@ -21,6 +21,7 @@ from fedkd.data.sources import Digits
 from fedkd.exchange.gate import (
     CONFIDENCE,
     GATES,
+    Budget,
     Constant,
     Gate,
     Open,
@@ -41,7 +42,7 @@ SCORES = st.lists(SCORE, min_size=1, max_size=40).map(torch.tensor)
 MAYBE_NONE = st.lists(SCORE, max_size=40).map(lambda values: torch.tensor(values).float())
 EVERY = pytest.mark.parametrize(
     "gate",
-    [Open(), Own(), Constant(value=0.5), Quantile(q=0.3), Share()],
+    [Open(), Own(), Constant(value=0.5), Quantile(q=0.3), Share(), Budget(m=3)],
     ids=lambda gate: gate.name,
 )
 
@@ -51,7 +52,7 @@ def normal(seed: int, n: int, mean: float = 0.0) -> Tensor:
 
 
 def test_the_cases_below_are_all_gates() -> None:
-    assert set(GATES) == {"open", "own", "constant", "quantile", "share"}
+    assert set(GATES) == {"open", "own", "constant", "quantile", "share", "budget"}
 
 
 # --- thresholds ---
@@ -87,6 +88,23 @@ def test_the_share_gate_is_the_quantile_at_a_power_of_the_share(
     assert got == Quantile(q=max(q, 0.4)).threshold(heldout, NONE, pool)
     got = gate.threshold(heldout[:-1], heldout[-1:], pool)
     assert got == Quantile(q=q).threshold(heldout, NONE, pool)
+
+
+@given(
+    st.lists(SCORE, min_size=1, max_size=40, unique=True).map(torch.tensor),
+    st.integers(1, 50),
+    st.data(),
+)
+@QUICK
+def test_a_budget_buys_the_most_familiar_of_the_others(
+    pool: Tensor, m: int, data: st.DataObject
+) -> None:
+    flags = st.lists(st.booleans(), min_size=len(pool), max_size=len(pool))
+    own = torch.tensor(data.draw(flags))
+    mask, _ = accept(Budget(m=m), NONE, pool, own)
+    assert bool(mask[own].all())
+    bought = pool[mask & ~own].tolist()
+    assert sorted(bought) == sorted(pool[~own].tolist())[:m]
 
 
 # --- accept ---
