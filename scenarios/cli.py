@@ -30,7 +30,8 @@ from scenarios.spending import in_one_line
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
 )
-console = Console()
+# Not to a terminal: wide, so that tables in files and pipes keep a line a row.
+console = Console(width=None if sys.stdout.isatty() else 120)
 INTERRUPTED = 130
 
 Workers = Annotated[

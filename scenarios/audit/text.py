@@ -103,7 +103,9 @@ def _row(one: Finding) -> Sequence[str]:
 
 
 def _n(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if abs(value) < 1 else f"{value:.3g}"
 
 
 def as_table(audit: Audit) -> dict[str, Any]:
