@@ -6,7 +6,6 @@ A row is one of a run, or a protection of a comparison.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import cycle
@@ -117,28 +116,28 @@ def rocs(rows: ByName) -> Figure | None:
     return plot
 
 
-def _of(one: Leaks, kind: str, observer: str) -> list[list[Curve]]:
-    """Curves of one observer by seed, controls apart, a histogram's without what is no number."""
-    return [
-        [curve for curve in seed if curve.attack != CONTROLS]
-        for seed in _all_of(one, kind, observer)
-    ]
+def _of(one: Leaks, kind: str, observer: str) -> list[Curve]:
+    """Curves of one observer over all seeds, controls apart."""
+    return [curve for curve in _all_of(one, kind, observer) if curve.attack != CONTROLS]
 
 
 def _controls(one: Leaks, observer: str) -> list[float]:
     """Exposures of secrets that nobody holds."""
     found = _all_of(one, "histogram", observer)
-    return [x for seed in found for curve in seed if curve.attack == CONTROLS for x in curve.x]
+    return [x for curve in found if curve.attack == CONTROLS for x in curve.x]
 
 
-def _all_of(one: Leaks, kind: str, observer: str) -> list[list[Curve]]:
-    found = []
-    for seed in one.curves:
-        mine = [c for c in seed if (c.kind, c.observer) == (kind, observer) and c.part != NULL]
-        if kind == "histogram":
-            mine = [replace(c, x=tuple(filter(math.isfinite, c.x))) for c in mine]
-        found.append([curve for curve in mine if curve.x])
-    return found
+def _all_of(one: Leaks, kind: str, observer: str) -> list[Curve]:
+    """Curves of one observer, a histogram's without what is no number."""
+    found = [
+        curve
+        for seed in one.curves
+        for curve in seed
+        if (curve.kind, curve.observer) == (kind, observer) and curve.part != NULL
+    ]
+    if kind == "histogram":
+        found = [replace(curve, x=tuple(filter(math.isfinite, curve.x))) for curve in found]
+    return [curve for curve in found if curve.x]
 
 
 def _strongest(rows: ByName, kind: str) -> tuple[Lines, dict[str, str]]:
@@ -150,15 +149,11 @@ def _strongest(rows: ByName, kind: str) -> tuple[Lines, dict[str, str]]:
     lines: dict[str, dict[str, list[Curve]]] = {name: {} for name in rows}
     targets = {}
     for who in OBSERVERS:
-        groups: dict[tuple[str, str], dict[tuple[str, int], list[Curve]]] = {}
+        groups: dict[tuple[str, str], dict[str, list[Curve]]] = {}
         for name, one in rows.items():
-            for seed in _of(one, kind, who):
-                seen: Counter[tuple[str, str]] = Counter()
-                for curve in seed:
-                    # An attack that knows the defence may have the name of one that does not.
-                    at = curve.attack, seen[curve.attack, curve.target]
-                    seen[curve.attack, curve.target] += 1
-                    groups.setdefault((curve.target, name), {}).setdefault(at, []).append(curve)
+            for curve in _of(one, kind, who):
+                by_attack = groups.setdefault((curve.target, name), {})
+                by_attack.setdefault(curve.attack, []).append(curve)
         best = {at: max(some.values(), key=_strength) for at, some in groups.items()}
         if best:
             targets[who] = max(best, key=lambda at: _strength(best[at]))[0]
