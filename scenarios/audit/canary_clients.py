@@ -44,6 +44,8 @@ def lacks(cell: Cell) -> str | None:
     release = cell.scenario.privacy.release
     if isinstance(release, protection.Swing | protection.SummaryRelease):
         return f"what {release.name} would let out of a client without data is not defined"
+    if cell.scenario.method.combine.name != "mean":
+        return "one more answer is joined to a mean only"
     if not isinstance(cell.scenario.privacy.server, protection.PlainServer):
         return "answers were not recorded one by one, or the server adds noise"
     if cell.listened.n_samples * cell.listened.n_classes > MOST_NUMBERS:

@@ -203,7 +203,9 @@ class Cell:
         """Whether the consensus is the mean of answers that were recorded one by one."""
         privacy = self.scenario.privacy
         plain = isinstance(privacy.server, protection.PlainServer)
-        return plain and not isinstance(privacy.release, protection.RandomisedResponse)
+        mean = self.scenario.method.combine.name == "mean"
+        unbiased = isinstance(privacy.release, protection.RandomisedResponse)
+        return mean and plain and not unbiased
 
     def _softened(self, answer: Answer | None) -> Answer | None:
         if answer is None or self.scenario.method.release.simplex:
