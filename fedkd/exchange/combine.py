@@ -90,7 +90,7 @@ class Mean(Summed):
 class Era(Summed):
     """Softmax of the mean soft label at a low temperature: sharper (entropy reduction, DS-FL).
 
-    Source: Itahara et al., arXiv 2008.06180, equation 12; temperature 0.1 as there. As it grows,
+    Source: Itahara et al., arXiv 2008.06180; temperature 0.1 as there. As it grows,
     the consensus tends to the uniform distribution, not to the mean.
     """
 
@@ -183,7 +183,7 @@ class EveryVote(Section):
 class TrimmedMean(EveryVote):
     """The mean of each class without its least and most votes, renormalised.
 
-    Source: Yin et al., ICML 2018, Definition 2, there of gradients. Renormalised to a distribution
+    Source: Yin et al., ICML 2018, there of gradients. Renormalised to a distribution
     as in Roux et al., ICLR 2025, arXiv 2402.12265; the mean of the votes where nothing is left.
     """
 

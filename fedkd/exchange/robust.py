@@ -37,7 +37,7 @@ def geometric_median(votes: Values, voters: Counts) -> Values:
     """The point with the least sum of Euclidean distances to the votes.
 
     Weiszfeld's steps from the mean, in the form that leaves a vote which is not the centre (Vardi
-    and Zhang, PNAS 2000, equation 2.6). A mean of the votes with weights, so that of distributions
+    and Zhang, PNAS 2000). A mean of the votes with weights, so that of distributions
     it is one. Of two votes it is their mean.
     """
     counts = _counting(votes, voters)

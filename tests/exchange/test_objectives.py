@@ -267,7 +267,7 @@ def test_what_the_rows_tend_to(z: Rows, v: Rows) -> None:
 @given(z=LOGITS, v=LOGITS)
 @QUICK
 def test_kl_is_its_decoupled_parts(z: Rows, v: Rows) -> None:
-    """Zhao et al. 2022, equation 5."""
+    """Zhao et al. 2022: KL = TCKD + (1 - p_t) NCKD."""
     logits, p = torch.from_numpy(z), torch.from_numpy(softmax(v, axis=1))
     two = DKD(alpha=1, beta=0).loss(logits, p)
     rest = DKD(alpha=0, beta=1).loss(logits, p)

@@ -32,7 +32,7 @@ class NKD(Objective):
 
     -p_t log q_t - gamma * sum over i != t of N(p)_i log N(q)_i. Its first term pulls q_t to 1, so
     the least value is not at q = p.
-    Source: Yang et al., ICCV 2023, arXiv 2303.13005, equation 8; gamma 1.5 as there. Deviations:
+    Source: Yang et al., ICCV 2023, arXiv 2303.13005; gamma 1.5 as there. Deviations:
     one temperature for both terms (there the first has none); t is the target's arg-max; the
     cross-entropy with the true label is left to local training. Its teacherless twin USKD learns
     from labels alone, which is no way to learn a consensus.
@@ -54,7 +54,7 @@ class DKD(Objective):
 
     KL is the sum of the first and (1 - p_t) times the second; here the second keeps its weight,
     however sure the target is.
-    Source: Zhao et al., CVPR 2022, arXiv 2203.08679, equation 7; alpha 1 and beta 8 as there for
+    Source: Zhao et al., CVPR 2022, arXiv 2203.08679; alpha 1 and beta 8 as there for
     CIFAR-100. Deviation: t is the target's arg-max.
     """
 
@@ -108,7 +108,7 @@ class BinaryKL(Objective):
     The sum over classes of |s(v) - s(z)| KL(s(v) || s(z)), with s(z) = sigmoid(z / temperature), of
     student logits z and consensus logits v: `method.release` must be `logits`. No gradient through
     weights.
-    Source: Yang et al., ICCV 2023, arXiv 2308.14286, section 3.2. Deviations: KL in place of binary
+    Source: Yang et al., ICCV 2023, arXiv 2308.14286. Deviations: KL in place of binary
     cross-entropy, which has the same gradient and is 0 at the consensus; a temperature.
     """
 

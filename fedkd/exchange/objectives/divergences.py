@@ -57,7 +57,7 @@ class JensenShannon(Objective):
 
     beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q. Divided by beta it tends
     to KL(p || q) as beta -> 0, and by 1 - beta to KL(q || p) as beta -> 1.
-    Source: Agarwal et al., ICLR 2024, arXiv 2306.13649, equation 1.
+    Source: Agarwal et al., ICLR 2024, arXiv 2306.13649.
     """
 
     name: Literal["js"] = "js"
@@ -108,7 +108,7 @@ class AdaptiveKL(Objective):
 
     The head is the fewest most probable classes of p that hold a share `head` of its mass. KL is
     weighed by the head's part of the gap, reverse KL by the tail's. No gradient through weights.
-    Source: Wu et al., COLING 2025, arXiv 2404.02657, section 4; head 0.5 as there.
+    Source: Wu et al., COLING 2025, arXiv 2404.02657; head 0.5 as there.
     """
 
     name: Literal["akl"] = "akl"
@@ -153,7 +153,7 @@ class Alpha(Objective):
 
     (1 - sum of p^alpha q^(1 - alpha)) / (alpha (1 - alpha)): an f-divergence that zeros on either
     side leave finite. Total variation, another one, is classes / 2 times `l1` on probabilities.
-    Source: Amari 1985; Cichocki and Amari, Entropy 2010, equation 33.
+    Source: Amari 1985; Cichocki and Amari, Entropy 2010.
     """
 
     name: Literal["alpha"] = "alpha"

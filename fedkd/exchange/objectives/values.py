@@ -76,7 +76,7 @@ class Sinkhorn(Objective):
     shrinks the error by tanh(1 / (2 epsilon))^2 or better: 0.58 at epsilon 0.5, and 0.97 at 0.2,
     which needs more of them.
     Source: Cui et al., COLING 2024, arXiv 2402.17110; the debiased form is Feydy et al., AISTATS
-    2019, equation 3. Deviations: there cost and plan are between the samples of a batch, and a
+    2019. Deviations: there cost and plan are between the samples of a batch, and a
     permuted student costs nothing; here each sample stands alone, and classes have no order.
     """
 

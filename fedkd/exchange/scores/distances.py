@@ -18,7 +18,7 @@ class Mahalanobis(Section):
     One covariance for all classes (around their own means), or one a class; shrunk towards a sphere
     of the same mean variance. With one a class its volume is not counted, so wide classes take
     more. Texts are all of one class.
-    Source: Lee et al., NeurIPS 2018, equation 2 (shared). Shrinkage is ours, at a fixed weight.
+    Source: Lee et al., NeurIPS 2018 (shared). Shrinkage is ours, at a fixed weight.
     """
 
     name: Literal["mahalanobis"] = "mahalanobis"
@@ -108,7 +108,7 @@ class Logistic(Section):
     """FedAUX: log-odds of being another's sample, by logistic regression against the proxy set.
 
     The log of the density ratio, up to a constant. Samples are divided by the largest norm.
-    Source: Sattler et al., arXiv 2102.02514, section 3.2; penalty 0.01 as there, here of the mean
+    Source: Sattler et al., arXiv 2102.02514; penalty 0.01 as there, here of the mean
     loss. Deviations: a gate's threshold in place of a soft weight; no noise on the weights, so the
     score has no guarantee.
     """

@@ -117,7 +117,7 @@ class KuLSIF(_Ratio):
     With n samples u of the denominator and m private y: (K_uu / n + penalty I) a =
     -K_uy 1 / (n m penalty), r(x) = sum of a_i k(x, u_i) + sum of k(x, y_j) / (m penalty). Solved by
     Cholesky; the released code multiplies by the matrix.
-    Source: Kanamori, Suzuki, Sugiyama, Machine Learning 2012, equation 10; Shao et al., Nature
+    Source: Kanamori, Suzuki, Sugiyama, Machine Learning 2012; Shao et al., Nature
     Communications 2024. Deviations: all private samples are known, there the first 5 %; the box is
     that of the private samples; penalty n^(-1/2) as there.
     """
@@ -146,7 +146,7 @@ class ULSIF(_Ratio):
 
     r(x) = sum of max(0, a_l) k(x, c_l) with (H + penalty I) a = h; H is the mean of products of
     kernels over the denominator, h the mean of kernels over the private samples.
-    Source: Kanamori, Hido, Sugiyama, JMLR 2009, section 3. Deviation: penalty n^(-1/2), as
+    Source: Kanamori, Hido, Sugiyama, JMLR 2009. Deviation: penalty n^(-1/2), as
     KuLSIF's, and no cross-validation.
     """
 

@@ -38,7 +38,7 @@ class _OfLogits(Section):
 class Energy(_OfLogits):
     """Energy of the model's logits: -t log of the sum of e^(z / t).
 
-    Source: Liu et al., NeurIPS 2020, equation 4; temperature 1 as there.
+    Source: Liu et al., NeurIPS 2020; temperature 1 as there.
     """
 
     name: Literal["energy"] = "energy"
