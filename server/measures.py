@@ -23,9 +23,10 @@ def filter_quality(
     """
     n_classes = len(class_counts)
     held = class_counts > 0
-    answered = np.bincount(labels[ids], minlength=n_classes)
-    right = int(answered[held].sum())
-    familiar = int(np.bincount(labels, minlength=n_classes)[held].sum())
+    there = np.bincount(labels, minlength=n_classes)
+    everything = len(ids) == len(labels)
+    answered = there if everything else np.bincount(labels[ids], minlength=n_classes)
+    right, familiar = int(answered[held].sum()), int(there[held].sum())
     quality: dict[str, Any] = {
         "accepted": len(ids) / len(labels),
         "accepted_by_class": answered.tolist(),
