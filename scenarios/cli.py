@@ -161,6 +161,12 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """What leaked, to whom, beside what the ledgers promise; exit code 1 if they contradict it."""
+    if protections is not None and path.is_dir():
+        raise FedkdError(
+            "--compare runs a scenario anew, and this is the folder of a run",
+            value=str(path),
+            fix=f"fedkd audit {path / 'scenario.toml'} --compare {protections}",
+        )
     if protections is not None:
         what = _placed(config.load(path, overrides or ()), workers, False, None)
     elif path.suffix == ".toml":

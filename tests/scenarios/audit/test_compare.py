@@ -185,3 +185,9 @@ def test_what_there_is_so_far_is_told_after_each_protection(scenario: Path, fold
     assert told[1].plots == ()
     assert found.plots == ("leakage", "utility", "exposures", "roc")
     assert comparison.table_of(found).row_count == 2
+
+
+def test_the_folder_of_a_run_is_not_compared(tmp_path: Path) -> None:
+    found = command(tmp_path, tmp_path / "out", "none")
+    assert isinstance(found.exception, FedkdError)
+    assert f"fedkd audit {tmp_path / 'scenario.toml'} --compare none" in str(found.exception)
