@@ -22,6 +22,7 @@ from fedkd.section import Section
 
 Toml = dict[str, Any]
 FILES = sorted((Path(__file__).parents[1] / "scenarios").glob("*.toml"))
+EDGEFD = Path(__file__).parents[1] / "scenarios" / "edgefd-digits.toml"
 NEEDED: dict[str, Toml] = {  # keys without a default
     "constant": {"value": 0.5},
     "budget": {"m": 50},

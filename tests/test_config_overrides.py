@@ -14,7 +14,7 @@ from fedkd.data.partition import Dirichlet, Iid
 from fedkd.errors import FedkdError
 from fedkd.exchange.gate import Quantile, Share
 from fedkd.exchange.score import KMeans
-from scenario_tables import FILES, at, differences, written
+from scenario_tables import EDGEFD, at, differences, written
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,9 @@ from scenario_tables import FILES, at, differences, written
     ],
 )
 def test_an_override_is_toml_or_else_text(override: str, path: str, value: Any) -> None:
-    scenario = load(FILES[0], [override])
+    scenario = load(EDGEFD, [override])
     assert at(scenario, path) == value
-    changed = differences(scenario, load(FILES[0]))
+    changed = differences(scenario, load(EDGEFD))
     assert {key.split(".")[0] for key in changed} <= {path.split(".")[0]}
 
 
@@ -96,7 +96,7 @@ def test_another_name_drops_the_settings_of_the_old_row(
 )
 @settings(deadline=None, max_examples=40)
 def test_overrides_of_different_keys_may_come_in_any_order(overrides: list[str]) -> None:
-    scenario = load(FILES[0], overrides)
+    scenario = load(EDGEFD, overrides)
     assert scenario.name == "mine"
     assert scenario.partition == Dirichlet(clients=3)
     assert (scenario.method.name, scenario.method.gate) == ("edgefd", Quantile(q=0.25))
@@ -105,7 +105,7 @@ def test_overrides_of_different_keys_may_come_in_any_order(overrides: list[str])
 
 def test_of_overrides_of_one_key_the_last_wins() -> None:
     overrides = [f"training.rounds={rounds}" for rounds in (7, 5, 6)]
-    assert load(FILES[0], overrides).training.rounds == 6
+    assert load(EDGEFD, overrides).training.rounds == 6
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_of_overrides_of_one_key_the_last_wins() -> None:
 )
 def test_a_bad_override_is_refused(override: str, words: str) -> None:
     with pytest.raises(FedkdError, match=words):
-        load(FILES[0], [override])
+        load(EDGEFD, [override])
 
 
 def test_a_new_name_keeps_the_settings_that_its_row_has_too(tmp_path: Path) -> None:

@@ -57,7 +57,9 @@ def clients() -> tuple[tuple[Canary, ...], Classifier, Classifier]:
     train = load(Pydoc()).train
     mine = np.flatnonzero(train.client_ids == 0)[:80]
     drawn = Canaries(repetitions=(0,) * 4 + (16,) * 4).draw([0], seed=2)
-    x, y = insert(*train.rows(mine), drawn, "characters", stream(2, "canary", client=0))
+    copies = [canary for canary in drawn for _ in range(canary.repetitions)]
+    more = sentences(copies, "characters", LENGTH)
+    x, y = insert(*train.rows(mine), *more, stream(2, "canary", client=0))
     nets = []
     for records, labels in ((x, y), train.rows(mine)):
         net = build("gru", (1, 1, LENGTH), 97, torch_stream(1, "test"), torch.int16)
