@@ -118,7 +118,8 @@ def main() -> None:
         print(f"\n| {split} | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
         for protection in PROTECTIONS:
             found = [accuracy(scenario(split, protection, e, given)) for e in EPSILONS]
-            cells = [f"{100 * mean:.1f} ± {100 * sd:.1f}" for mean, sd in found]
+            spread = given.seeds > 1
+            cells = [f"{100 * m:.1f}" + f" ± {100 * sd:.1f}" * spread for m, sd in found]
             print(f"| {protection} | {' | '.join(cells)} |", flush=True)
             means, sds = (100 * np.array(column) for column in zip(*found, strict=True))
             axes.errorbar(range(len(EPSILONS)), means, sds, marker="o", capsize=2, label=protection)
