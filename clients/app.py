@@ -37,9 +37,9 @@ from fedkd.config import from_json
 from fedkd.errors import FedkdError
 from fedkd.models.zoo import Classifier
 from fedkd.wire import STYPE
-from privacy import protect, secagg
+from privacy import asked, claims, secagg
+from privacy.claims import Claim
 from privacy.ledger import Receipt, Sealed, public, seal
-from privacy.protect import Claim
 from privacy.secagg import Cohort
 
 Delivery = tuple[Message, Context]
@@ -67,7 +67,7 @@ def make_app(store_of: Stores = _store_of) -> App:
         client, store = _open(message, context, store_of)
         x, _ = client.world.contribution(client.id)
         given = Guard(store, client).entry(
-            "raw samples", len(x), "server and all clients", protect.NOTHING
+            "raw samples", len(x), "server and all clients", claims.NOTHING
         )
         receipt = store.ledger(client.id).record(given)
         greeting = payload.Hello(
@@ -189,11 +189,11 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
     turns = [turn for turn in turns if turn.client.id in masks]
     if not turns:
         return {}
-    claims: dict[int, Claim] = {}
+    claimed: dict[int, Claim] = {}
 
     def release(place: int, records: Tensor, logits: Tensor) -> Tensor:
         client = turns[place].client
-        values, claims[client.id] = guard.told(client, proxy, records, logits)
+        values, claimed[client.id] = guard.told(client, proxy, records, logits)
         return values
 
     most = guard.most_told(turns[0].client, proxy)
@@ -207,11 +207,11 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
     sent: dict[int, Sealed | None] = {}
     for turn, (ids, values) in zip(turns, answers, strict=True):
         client = turn.client
-        claim = protect.claim_of_sum(
-            client.scenario, claims.get(client.id, protect.NO_ROWS), proxy.n_samples
+        claim = claims.claim_of_sum(
+            client.scenario, claimed.get(client.id, claims.NO_ROWS), proxy.n_samples
         )
         entry = turn.guard.entry(
-            "soft labels", len(ids), protect.readers(client.scenario.privacy), claim
+            "soft labels", len(ids), asked.readers(client.scenario.privacy), claim
         )
         receipt = turn.guard.charge(entry, most)
         if receipt is None:
@@ -242,15 +242,15 @@ def _masks(turns: Sequence[Turn], proxy: ProxySet) -> dict[int, tuple[Receipt, .
     Returns: for each client that has one, the receipts that its answers need beside their own.
     """
     scenario = turns[0].client.scenario
-    again = protect.mask_changes(scenario)
-    claim = protect.claim_of_mask(scenario)
+    again = asked.mask_changes(scenario)
+    claim = claims.claim_of_mask(scenario)
     receipts: dict[int, tuple[Receipt, ...]] = {}
     unsure = []
     for turn in turns:
         paid: tuple[Receipt, ...] = ()
         if "mask" not in turn.state or again:
             if claim is not None:
-                seen_by = protect.readers_of_mask(scenario.privacy)
+                seen_by = asked.readers_of_mask(scenario.privacy)
                 entry = turn.guard.entry("accept mask", len(proxy.x), seen_by, claim)
                 receipt = turn.guard.charge(entry)
                 if receipt is None:
@@ -269,7 +269,7 @@ def _masks(turns: Sequence[Turn], proxy: ProxySet) -> dict[int, tuple[Receipt, .
 def _weights(turn: Turn) -> Sealed | None:
     client, training = turn.client, turn.client.scenario.privacy.training
     receipt = turn.guard.charge(
-        turn.guard.entry("weights", 1, "server", protect.claim_of_model(training))
+        turn.guard.entry("weights", 1, "server", claims.claim_of_model(training))
     )
     if receipt is None:
         return None

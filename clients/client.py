@@ -82,7 +82,7 @@ def _skeleton(name: str, shape: Shape, n_classes: int, dtype: torch.dtype) -> Cl
 
 
 def _twin(module: Model) -> Model:
-    """A module like this one, with the same parameters; a deep copy takes 20 times as long."""
+    """A module like this one, with the same parameters; a deep copy takes 13 times as long."""
     twin = module.__class__.__new__(module.__class__)
     for name, value in module.__dict__.items():
         twin.__dict__[name] = value.copy() if isinstance(value, dict | list) else value

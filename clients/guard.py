@@ -24,10 +24,11 @@ from clients.store import ClientStore
 from fedkd import protection, training
 from fedkd.models.zoo import Classifier
 from fedkd.rng import torch_stream
-from privacy import dpsgd, nfdp, private_filter, protect, swing
+from privacy import asked, claims, dpsgd, nfdp, private_filter, protect, swing
+from privacy.asked import Occasion
+from privacy.claims import Claim
 from privacy.degrees import Origin
 from privacy.ledger import Receipt, Release, SeenBy, What
-from privacy.protect import Claim, Occasion
 from privacy.totals import affords
 
 
@@ -57,7 +58,7 @@ class Guard:
         entry that is kept already is paid for, so a repeated message gets its receipt again.
         """
         ledger = self.store.ledger(self.client.id)
-        budget = protect.budget_of(self.client.scenario.privacy)
+        budget = asked.budget_of(self.client.scenario.privacy)
         rows = entry.rows + sum(kept.rows for kept in ledger.entries() if kept.what == entry.what)
         too_many = most_rows is not None and rows > most_rows and entry not in ledger
         if too_many or (budget is not None and not affords(ledger, budget, entry)):
@@ -74,7 +75,7 @@ def may_train(guard: Guard) -> bool:
         return True
     if isinstance(row, protection.DpSgd):
         row = _calibrated(client, row, n)
-    claim = protect.claim_of_training(row, n, client.scenario.training.local)
+    claim = claims.claim_of_training(row, n, client.scenario.training.local)
     most = None
     if isinstance(row, protection.DpSgd) and row.epsilon is not None:
         most = n * _most_rounds(client)
@@ -85,7 +86,7 @@ def learn(client: Client, model: Classifier, x: Tensor, y: Tensor) -> int:
     """Train `model` in place under DP-SGD or NFDP; returns how many records it is to learn from.
 
     The loss is not told: it is of private records, and no guarantee covers it.
-    Guarantee: `protect.claim_of_training`, which `may_train` has charged.
+    Guarantee: `claims.claim_of_training`, which `may_train` has charged.
     Raises: FedkdError for a model that DP-SGD cannot train.
     """
     scenario = client.scenario
@@ -106,7 +107,7 @@ def learn(client: Client, model: Classifier, x: Tensor, y: Tensor) -> int:
 
 def _calibrated(client: Client, row: protection.DpSgd, n_records: int) -> protection.DpSgd:
     scenario, n_clients = client.scenario, client.world.n_clients
-    return protect.dp_sgd_of(row, n_records, n_clients, scenario.training, scenario.privacy.delta)
+    return asked.dp_sgd_of(row, n_records, n_clients, scenario.training, scenario.privacy.delta)
 
 
 def _record_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -147,7 +148,7 @@ def may_summarise(guard: Guard) -> bool:
     row = client.scenario.privacy.release
     if not isinstance(row, protection.SummaryRelease):
         return True
-    claim = protect.claim_of_summary(row, client.scenario.privacy.delta)
+    claim = claims.claim_of_summary(row, client.scenario.privacy.delta)
     entry = guard.entry("summary", client.n_records, "no one", claim)
     return guard.charge(entry.model_copy(update={"round": 0})) is not None
 
@@ -155,7 +156,7 @@ def may_summarise(guard: Guard) -> bool:
 def _taught(client: Client, proxy: ProxySet, records: Tensor) -> Tensor:
     """What the client's private summary says of the proxy images [m]: float32 [m, classes].
 
-    Guarantee: `protect.claim_of_summary`, which `may_summarise` has charged: its noise is of round
+    Guarantee: `claims.claim_of_summary`, which `may_summarise` has charged: its noise is of round
     0, so the same summary comes again.
     """
     scenario, row = client.scenario, client.scenario.privacy.release
@@ -183,14 +184,14 @@ def told(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) -> tu
     privacy = client.scenario.privacy
     if isinstance(privacy.release, protection.PlainRelease):
         values = client.scenario.method.release.release(logits)
-        return values, protect.claim_of_model(privacy.training)
+        return values, claims.claim_of_model(privacy.training)
     occasion = _occasion(client, proxy, records, logits)
     if isinstance(privacy.release, protection.SummaryRelease):
-        claim = protect.claim_of_release(privacy, occasion, len(logits), logits.shape[1])
+        claim = claims.claim_of_release(privacy, occasion, len(logits), logits.shape[1])
         return _taught(client, proxy, records), claim
     noise = torch_stream(client.seed, "client", client.round, client.id, "release noise")
-    values, _ = protect.answers(privacy, logits, occasion, noise)
-    return values, protect.claim_of_release(privacy, occasion, len(logits), logits.shape[1])
+    values = protect.answers(privacy, logits, occasion, noise)
+    return values, claims.claim_of_release(privacy, occasion, len(logits), logits.shape[1])
 
 
 def most_told(client: Client, proxy: ProxySet) -> int | None:
@@ -202,7 +203,7 @@ def most_told(client: Client, proxy: ProxySet) -> int | None:
 
 
 def _most_rounds(client: Client) -> int:
-    return protect.most_rounds(client.scenario.training, client.world.n_clients)
+    return asked.most_rounds(client.scenario.training, client.world.n_clients)
 
 
 def _occasion(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) -> Occasion:
@@ -242,5 +243,5 @@ def lesson(client: Client, proxy: ProxySet, ids: Tensor, target: Tensor) -> Tens
     assert isinstance(row, protection.Swing)
     of_all = degrees.public(proxy, row, client.world.tokens)
     degree = torch.zeros(len(ids)) if of_all is None else of_all[ids]
-    swinging = protect.swing_of(row, "private" if of_all is None else "public")
+    swinging = asked.swing_of(row, "private" if of_all is None else "public")
     return swing.rows(swing.Swung(target, swinging.told(degree), swinging.weights(degree)))

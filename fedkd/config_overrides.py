@@ -18,14 +18,14 @@ from fedkd.exchange.score import SCORES
 from fedkd.protection import FILTERS, PROTECTED_RELEASES, SERVERS, TRAININGS
 
 ROWS = {
-    "data": SOURCES,
-    "partition": PARTITIONS,
-    "proxy": PROXIES,
     "method.score": SCORES,
     "method.gate": GATES,
     "method.release": RELEASES,
     "method.combine": COMBINES,
     "method.distill": DISTILLS,
+    "data": SOURCES,
+    "partition": PARTITIONS,
+    "proxy": PROXIES,
     "privacy.training": TRAININGS,
     "privacy.filter": FILTERS,
     "privacy.release": PROTECTED_RELEASES,

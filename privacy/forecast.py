@@ -16,10 +16,11 @@ from torch import Tensor
 from fedkd import protection
 from fedkd.config import Scenario
 from fedkd.exchange.gate import Open, Own
-from privacy import protect
+from privacy import asked, claims
+from privacy.asked import Occasion
+from privacy.claims import Claim
 from privacy.degrees import Origin
 from privacy.ledger import Ledger, Release, SeenBy, What
-from privacy.protect import Claim, Occasion
 from privacy.totals import affords
 
 
@@ -71,7 +72,7 @@ def planned(scenario: Scenario, prospect: Prospect) -> Planned:
 
     Raises: FedkdError where a setting of the scenario has no mechanism, as a run would.
     """
-    ledger, budget = Ledger(), protect.budget_of(scenario.privacy)
+    ledger, budget = Ledger(), asked.budget_of(scenario.privacy)
 
     def charge(round_: int, what: What, rows: int, seen_by: SeenBy, claim: Claim) -> bool:
         entry = Release(
@@ -98,7 +99,7 @@ def planned(scenario: Scenario, prospect: Prospect) -> Planned:
         ledger.record(given)
     silent: list[int] = []
     has_mask = False
-    for round_ in range(1, protect.most_rounds(scenario.training, prospect.n_clients) + 1):
+    for round_ in range(1, asked.most_rounds(scenario.training, prospect.n_clients) + 1):
         for what, rows, seen_by, claim in _charges(scenario, prospect, has_mask):
             if not charge(0 if what == "summary" else round_, what, rows, seen_by, claim):
                 silent.append(round_)
@@ -112,10 +113,10 @@ def told_by_server(scenario: Scenario, samples: int) -> tuple[Release, ...]:
 
     Nothing where it has no mechanism of its own. It ends before its budget would be passed.
     """
-    row, budget = scenario.privacy.server, protect.server_budget_of(scenario.privacy)
+    row, budget = scenario.privacy.server, asked.server_budget_of(scenario.privacy)
     ledger = Ledger()
     if isinstance(row, protection.GnMax):
-        claim = protect.claim_of_labels(row, samples)
+        claim = claims.claim_of_labels(row, samples)
         for round_ in range(1, scenario.training.rounds + 1):
             entry = Release(
                 client=-1,
@@ -138,31 +139,31 @@ def _charges(
     row = privacy.training
     if not isinstance(row, protection.PlainTraining):
         if isinstance(row, protection.DpSgd):
-            row = protect.dp_sgd_of(
+            row = asked.dp_sgd_of(
                 row, prospect.records, prospect.n_clients, scenario.training, privacy.delta
             )
-        claim = protect.claim_of_training(row, prospect.records, scenario.training.local)
+        claim = claims.claim_of_training(row, prospect.records, scenario.training.local)
         yield "training", prospect.records, "no one", claim
     if scenario.method.exchange == "weights":
-        yield "weights", 1, "server", protect.claim_of_model(privacy.training)
+        yield "weights", 1, "server", claims.claim_of_model(privacy.training)
     if scenario.method.exchange != "soft-labels":
         return
     if isinstance(privacy.release, protection.SummaryRelease):
-        summary = protect.claim_of_summary(privacy.release, privacy.delta)
+        summary = claims.claim_of_summary(privacy.release, privacy.delta)
         yield "summary", prospect.records, "no one", summary
-    mask = protect.claim_of_mask(scenario)
-    if mask is not None and (not has_mask or protect.mask_changes(scenario)):
-        yield "accept mask", prospect.pool, protect.readers_of_mask(privacy), mask
+    mask = claims.claim_of_mask(scenario)
+    if mask is not None and (not has_mask or asked.mask_changes(scenario)):
+        yield "accept mask", prospect.pool, asked.readers_of_mask(privacy), mask
     # Of private degrees only their number is charged.
     known = prospect.degrees is not None
     origin: Origin = "public" if known else "private"
     occasion = Occasion(
         temperature=scenario.method.release.temperature,
-        most_rows=prospect.samples * protect.most_rounds(scenario.training, prospect.n_clients),
+        most_rows=prospect.samples * asked.most_rounds(scenario.training, prospect.n_clients),
         delta=privacy.delta,
         degrees=prospect.degrees if known else torch.zeros(prospect.rows),
         origin=origin,
     )
-    answers = protect.claim_of_release(privacy, occasion, prospect.rows, prospect.n_classes)
-    of_sum = protect.claim_of_sum(scenario, answers, prospect.samples)
-    yield "soft labels", prospect.rows, protect.readers(privacy), of_sum
+    answers = claims.claim_of_release(privacy, occasion, prospect.rows, prospect.n_classes)
+    of_sum = claims.claim_of_sum(scenario, answers, prospect.samples)
+    yield "soft labels", prospect.rows, asked.readers(privacy), of_sum

@@ -18,11 +18,11 @@ from fedkd.config import Scenario
 from fedkd.data.federation import Federation
 from fedkd.errors import FedkdError
 from fedkd.exchange.gate import Own
+from privacy.asked import CLIENT, RECORD
 from privacy.events import Protects
 from privacy.forecast import Planned, Prospect, planned, told_by_server
 from privacy.knobs import Cost, Knob, Turned, calibrated, knobs, turned
 from privacy.parts import Part, parts
-from privacy.protect import CLIENT, RECORD
 from privacy.totals import Total, at_most, total, totals
 
 MOST_CLIENTS = 1000

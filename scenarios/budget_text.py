@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedkd.config import Scenario
+from privacy.asked import counts_rounds, most_rounds
 from privacy.dpsgd_cost import LOST_ROUNDS
 from privacy.forecast import exact
 from privacy.knobs import Knob, Turned
-from privacy.protect import counts_rounds, most_rounds
 from scenarios.budget import Forecast, unit_of
 from scenarios.spending import figures
 

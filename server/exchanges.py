@@ -19,7 +19,7 @@ from fedkd.exchange.combine import GRID, Consensus, Summed, WeightAverage
 from fedkd.models.zoo import build
 from fedkd.protection import GnMax, PlainServer, SecureAggregation
 from fedkd.rng import torch_stream
-from privacy import protect
+from privacy import asked, claims, protect
 from privacy.audit.recording import SERVER, START, About
 from privacy.ledger import Ledger, Release
 from privacy.totals import affords
@@ -176,16 +176,17 @@ class SoftLabels:
         there are none. Whether the budget bears them depends on no vote, so silence tells nothing.
         """
         noise = torch_stream(self._seed, "server", round_, purpose="gnmax")
-        consensus, claim = protect.clear_labels(row, self._hearing.sums.total / GRID, noise)
+        votes = self._hearing.sums.total / GRID
+        consensus = protect.clear_labels(row, votes, noise)
         entry = Release(
             client=-1,
             round=round_,
             what="soft labels",
             rows=len(consensus.ids),
             seen_by="server and all clients",
-            **claim._asdict(),
+            **claims.claim_of_labels(row, len(votes))._asdict(),
         )
-        budget = protect.server_budget_of(self._scenario.privacy)
+        budget = asked.server_budget_of(self._scenario.privacy)
         if budget is not None and not affords(self._ledger, budget, entry):
             return Consensus(consensus.ids[:0], consensus.values[:0]), SILENT
         self._ledger.record(entry)

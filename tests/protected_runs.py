@@ -16,7 +16,7 @@ from clients.store import FolderStore
 from fedkd.config import Scenario
 from fedkd.payload import Pool
 from fedkd.rng import torch_stream
-from privacy import protect
+from privacy import claims
 from privacy.ledger import Release
 from server.events import Event
 from small_runs import small
@@ -86,7 +86,7 @@ def proxy_of(client: Client) -> ProxySet:
     return ProxySet.of(Pool(x.numpy(), np.full(len(x), -1, np.int32)), CPU)
 
 
-def told(scenario: Scenario) -> tuple[Tensor, protect.Claim]:
+def told(scenario: Scenario) -> tuple[Tensor, claims.Claim]:
     client = client_of(scenario)
     proxy = proxy_of(client)
     records = torch.arange(0, len(proxy.x), 2)

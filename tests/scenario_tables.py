@@ -8,16 +8,7 @@ from typing import Any
 import pytest
 
 from fedkd.config import parse
-from fedkd.data.partition import PARTITIONS
-from fedkd.data.proxy import PROXIES
-from fedkd.data.sources import SOURCES
 from fedkd.errors import FedkdError
-from fedkd.exchange.combine import COMBINES
-from fedkd.exchange.distill import DISTILLS
-from fedkd.exchange.gate import GATES
-from fedkd.exchange.release import RELEASES
-from fedkd.exchange.score import SCORES
-from fedkd.protection import FILTERS, PROTECTED_RELEASES, SERVERS, TRAININGS
 from fedkd.section import Section
 
 Toml = dict[str, Any]
@@ -36,20 +27,6 @@ NEEDED: dict[str, Toml] = {  # keys without a default
 }
 BESIDE: dict[str, Toml] = {  # what else a row goes with
     **{name: {"method": {"release": {"name": "logits"}}} for name in ("l1", "mse", "bckd")},
-}
-TABLES = {
-    "data": SOURCES,
-    "partition": PARTITIONS,
-    "proxy": PROXIES,
-    "method.score": SCORES,
-    "method.gate": GATES,
-    "method.release": RELEASES,
-    "method.combine": COMBINES,
-    "method.distill": DISTILLS,
-    "privacy.training": TRAININGS,
-    "privacy.filter": FILTERS,
-    "privacy.release": PROTECTED_RELEASES,
-    "privacy.server": SERVERS,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ import torch
 
 from fedkd import device
 from fedkd.config import REFERENCES, STAGES, MethodConfig, Scenario, dump, from_json, load, parse
+from fedkd.config_overrides import ROWS
 from fedkd.data.partition import Iid
 from fedkd.errors import FedkdError
 from fedkd.exchange.gate import Quantile
 from fedkd.exchange.methods import METHODS
 from fedkd.exchange.score import KMeans
-from scenario_tables import FILES, TABLES, at, chosen, differences, written
+from fedkd.section import Section
+from scenario_tables import FILES, at, chosen, differences, written
 
 # --- what loads ---
 
@@ -35,12 +38,25 @@ def test_every_scenario_of_the_house_loads_with_its_references(path: Path) -> No
         assert scenario.row(name).references == ()
 
 
+def choices(section: type[Section], at: str = "") -> Iterator[str]:
+    """The keys of a section where a name chooses a row, wherever they lie."""
+    for name, field in section.model_fields.items():
+        if field.discriminator:
+            yield f"{at}{name}"
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from choices(field.annotation, f"{at}{name}.")
+
+
+def test_no_table_is_missing() -> None:
+    assert sorted(choices(Scenario)) == sorted(ROWS)
+
+
 @pytest.mark.parametrize(
-    ("where", "name"), [(where, name) for where, rows in TABLES.items() for name in rows]
+    ("where", "name"), [(where, name) for where, rows in ROWS.items() for name in rows]
 )
 def test_every_row_of_every_table_can_be_chosen(where: str, name: str) -> None:
     row = at(parse(chosen(where, name)), where)
-    assert type(row) is TABLES[where][name]
+    assert type(row) is ROWS[where][name]
     assert row.name == name
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from fedkd.config import REFERENCES, Scenario, from_json, load, parse
+from fedkd.config_overrides import ROWS
 from fedkd.data.sources import SOURCES
 from fedkd.errors import FedkdError
 from fedkd.exchange.methods import METHODS
-from scenario_tables import NEEDED, TABLES, Toml, at, nested, refusal, written
+from scenario_tables import NEEDED, Toml, at, nested, refusal, written
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(where: str, name: str, nea
     if where == "proxy.source":
         table["proxy"]["name"] = "foreign"
     text = refusal(table)
-    known = METHODS if where == "method" else TABLES.get(where, SOURCES)
+    known = METHODS if where == "method" else ROWS.get(where, SOURCES)
     assert where in text
     assert f"got '{name}'" in text
     assert f"allowed: {', '.join(known)};" in text

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from fedkd import config
 from fedkd.config import REFERENCES, Scenario, dump, from_json, load, parse
+from fedkd.config_overrides import ROWS
 from fedkd.data.partition import PARTITIONS
 from fedkd.data.proxy import PROXIES
 from fedkd.data.sources import SOURCES
@@ -25,7 +26,7 @@ from fedkd.exchange.release import RELEASES
 from fedkd.exchange.score import SCORES, KMeans
 from fedkd.models.zoo import MODELS
 from fedkd.section import Section
-from scenario_tables import NEEDED, TABLES, Toml, nested, written
+from scenario_tables import NEEDED, Toml, nested, written
 
 GRIDS = get_args(config.Grid.model_fields["name"].annotation)
 POSITIVE = st.floats(min_value=1e-300, max_value=1e300)
@@ -192,7 +193,7 @@ def test_no_part_of_a_scenario_can_be_changed() -> None:
         assert hash(section) == hash(section.model_copy(deep=True))
 
 
-@pytest.mark.parametrize("rows", TABLES.values(), ids=TABLES.keys())
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
 def test_every_row_has_one_line_that_says_what_it_is(rows: Mapping[str, type[Section]]) -> None:
     for name, row in rows.items():
         assert row.model_fields["name"].default == name

@@ -11,6 +11,7 @@ A centre of one or two votes is no defence, whatever its name.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -175,9 +176,9 @@ class EveryVote(Section):
         stack[rank, sample] = np.concatenate(rows)[order]
         return self.centre(stack, counts)
 
+    @abstractmethod
     def centre(self, votes: NDArray[np.float64], voters: NDArray[np.int64]) -> NDArray[np.float64]:
         """The centre [m, classes] of votes [most, m, classes]; see `fedkd.exchange.robust`."""
-        raise NotImplementedError
 
 
 class TrimmedMean(EveryVote):

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from fedkd import protection
 from fedkd.exchange.combine import Consensus
 from fedkd.rng import torch_stream
-from privacy import protect
+from privacy import asked, protect
+from privacy.asked import CLIENT, Occasion
 from privacy.audit.canary_clients import (
     as_logits,
     as_probabilities,
@@ -24,7 +25,6 @@ from privacy.audit.canary_clients import (
 from privacy.audit.cosine import estimate
 from privacy.audit.recording import Rows
 from privacy.audit.roc import roc
-from privacy.protect import CLIENT, Occasion
 from scenarios.audit.evidence import Cell
 from scenarios.audit.findings import Finding, Found
 from scenarios.audit.ledger import accounted
@@ -136,10 +136,9 @@ def _let_out(cell: Cell, one: Matrix, number: int) -> NDArray[np.float32]:
     logits_of_one = torch.from_numpy(as_logits(one, bound / float(np.abs(one).max())))
     occasion = Occasion(
         temperature=method.temperature,
-        most_rows=cell.n_samples
-        * protect.most_rounds(cell.scenario.training, cell.world.n_clients),
+        most_rows=cell.n_samples * asked.most_rounds(cell.scenario.training, cell.world.n_clients),
         delta=privacy.delta,
     )
     noise = torch_stream(cell.seed, "canary", client=number, purpose="release noise")
-    values, _ = protect.answers(privacy, logits_of_one, occasion, noise)
+    values = protect.answers(privacy, logits_of_one, occasion, noise)
     return np.asarray(values.numpy())

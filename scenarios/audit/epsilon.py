@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from privacy.asked import RECORD
 from privacy.audit.epsilon import Claim, LowerBound, from_rank
 from privacy.audit.exposure import exposures
 from privacy.audit.membership import ATTACKS
 from privacy.audit.one_run import one_run
-from privacy.protect import RECORD
 from scenarios.audit.evidence import Cell
 from scenarios.audit.findings import EPSILON, Finding, Found
 from scenarios.audit.ledger import accounted

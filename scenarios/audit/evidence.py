@@ -29,7 +29,7 @@ from fedkd.data.federation import Federation
 from fedkd.errors import FedkdError
 from fedkd.exchange.distill import KL
 from fedkd.models.zoo import Classifier, build
-from privacy import protect
+from privacy import asked
 from privacy.audit.canary_readout import undo_temperature
 from privacy.audit.recording import SERVER, Recording, recorded
 from privacy.audit.signals import Doubles
@@ -227,7 +227,7 @@ class Cell:
         known = degrees.public(self.proxy, release, self.world.tokens)
         if known is None:
             return np.full(self.n_samples, release.t_min)
-        return protect.swing_of(release, "public").temperatures(known).numpy()
+        return asked.swing_of(release, "public").temperatures(known).numpy()
 
     @property
     def hard(self) -> bool:

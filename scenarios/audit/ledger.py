@@ -13,10 +13,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from privacy.asked import CLIENT, RECORD
 from privacy.audit.ceiling import best_tpr_of
 from privacy.events import Protects
 from privacy.ledger import Release
-from privacy.protect import CLIENT, RECORD
 from privacy.totals import Total, total, worst
 from scenarios.audit.evidence import Cell
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedkd.protection import GnMax, Privacy
+from privacy.asked import CLIENT
 from privacy.audit.exposure import NULL_BITS
 from privacy.events import Protects
 from privacy.ledger import Release, SeenBy, What
 from privacy.parts import parts
-from privacy.protect import CLIENT
 from privacy.totals import total
 from scenarios.report.facts import Disclosure, disclosures, spans
 from scenarios.results import Cell, Result

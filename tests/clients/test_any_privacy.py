@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from clients.app import make_app
 from clients.store import MemoryStore
 from fedkd.errors import FedkdError
-from privacy.protect import CLIENT, RECORD
+from privacy.asked import CLIENT, RECORD
 from privacy.totals import total
 from scenarios.grids import inline
 from server.app import make_app as make_server

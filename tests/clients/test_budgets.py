@@ -14,8 +14,8 @@ from clients import guard
 from clients.guard import Guard
 from clients.store import MemoryStore
 from fedkd import protection
-from privacy import accounting, protect
-from privacy.protect import CLIENT, RECORD
+from privacy import accounting, asked
+from privacy.asked import CLIENT, RECORD
 from privacy.totals import total, totals
 from protected_runs import (
     OPEN,
@@ -147,7 +147,7 @@ def test_few_are_drawn_for_more_rounds_than_their_noise_is_for() -> None:
     scenario = small(
         partition={"name": "iid", "clients": 10}, training={"rounds": 20, "participation": 0.01}
     )
-    most = protect.most_rounds(scenario.training, 10)
+    most = asked.most_rounds(scenario.training, 10)
     roster: Any = SimpleNamespace(clients=range(10))
     n_over = 0
     for seed in range(100):

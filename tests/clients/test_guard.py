@@ -20,7 +20,7 @@ from clients.store import MemoryStore
 from fedkd import protection
 from fedkd.config import Scenario
 from fedkd.rng import torch_stream
-from privacy.protect import RECORD
+from privacy.asked import RECORD
 from privacy.totals import total
 from protected_runs import (
     OPEN,

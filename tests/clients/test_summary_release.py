@@ -13,7 +13,7 @@ from fedkd import config, protection
 from fedkd.config import Scenario
 from fedkd.errors import FedkdError
 from privacy import class_means, interval_trees, private_kmeans
-from privacy.protect import CLIENT, RECORD
+from privacy.asked import CLIENT, RECORD
 from privacy.totals import total
 from protected_runs import OPEN, PUBLIC, TWO, abstained, cell, client_of, entries, proxy_of
 from scenarios.budget import forecast, on_target

@@ -19,9 +19,9 @@ from fedkd import config, protection
 from fedkd.data.tokens import encode
 from fedkd.exchange.combine import Consensus
 from fedkd.payload import Pool
-from privacy import protect
+from privacy import asked
 from privacy.accounting import from_dp_event
-from privacy.protect import CLIENT
+from privacy.asked import CLIENT
 from protected_runs import (
     CPU,
     OPEN,
@@ -83,7 +83,7 @@ def test_positions_of_numbers_are_the_hottest() -> None:
     client, proxy = tiny(t_max=16.0)
     row = client.scenario.privacy.release
     assert isinstance(row, protection.Swing)
-    hot = protect.swing_of(row, "public").temperatures(public_degrees(client, proxy))
+    hot = asked.swing_of(row, "public").temperatures(public_degrees(client, proxy))
     assert hot.tolist() == pytest.approx(temperatures_by_hand())
 
 
@@ -241,7 +241,7 @@ def test_a_run_with_a_degree_by_a_public_model(tmp_path: Path, degree: str) -> N
     answers = [e for e in entries(cell(tmp_path / "run", scenario), 0) if e.what == "soft labels"]
     row = scenario.privacy.release
     assert isinstance(row, protection.Swing)
-    worst = protect.swing_of(row, "private").cost(torch.zeros(10 * 16), 97)
+    worst = asked.swing_of(row, "private").cost(torch.zeros(10 * 16), 97)
     for entry in answers:
         assert entry.reason == f"swing by {degree}, a private degree"
         assert entry.events == from_dp_event(worst.event, CLIENT)

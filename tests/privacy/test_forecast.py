@@ -10,9 +10,9 @@ import torch
 
 from fedkd import config
 from fedkd.config import Scenario
+from privacy.asked import CLIENT, RECORD
 from privacy.forecast import exact, planned
 from privacy.parts import parts
-from privacy.protect import CLIENT, RECORD
 from privacy.totals import totals
 from scenarios.budget import forecast, prospects
 from scenarios.simulate import simulate

@@ -19,9 +19,10 @@ from fedkd import config, protection
 from fedkd.config import Phase, Scenario, Training
 from fedkd.errors import FedkdError
 from fedkd.rng import torch_stream
-from privacy import accounting, mechanisms, protect
+from privacy import accounting, asked, claims, mechanisms, protect
+from privacy.asked import CLIENT, RECORD, Occasion
+from privacy.claims import Claim
 from privacy.events import Event, Gaussian, Laplace, RandomisedResponse, SampledGaussian
-from privacy.protect import CLIENT, RECORD, Claim, Occasion
 
 M, C = 40, 10
 DELTA = 1e-5
@@ -54,7 +55,9 @@ def occasion(**changes: Any) -> Occasion:
 def released(row: protection.ReleaseRow, seed: int = 1, **changes: Any) -> tuple[Tensor, Claim]:
     privacy = protection.Privacy(release=row)
     noise = torch_stream(seed, "noise")
-    return protect.answers(privacy, logits(), occasion(**changes), noise)
+    at = occasion(**changes)
+    values = protect.answers(privacy, logits(), at, noise)
+    return values, claims.claim_of_rows(privacy, at, len(values), C)
 
 
 def clipped(bound: float = 5.0) -> Tensor:
@@ -216,7 +219,8 @@ def test_no_rows_are_no_event_and_no_failure() -> None:
     for row in (*ROWS.values(), protection.TopOne()):
         privacy = protection.Privacy(release=row)
         at = occasion(degrees=torch.zeros(0))
-        values, claim = protect.answers(privacy, none, at, torch_stream(1, "noise"))
+        values = protect.answers(privacy, none, at, torch_stream(1, "noise"))
+        claim = claims.claim_of_rows(privacy, at, 0, C)
         assert values.shape == (0, C)
         assert claim.events == ()
         assert claim.guarantee != "proved"
@@ -247,7 +251,7 @@ def composed(events: tuple[Event, ...], rounds: int) -> float:
 
 def test_dp_sgd_costs_a_record_what_dp_accounting_says() -> None:
     row = protection.DpSgd(noise_multiplier=2.0, clip=0.3)
-    claim = protect.claim_of_training(row, N, PHASE)
+    claim = claims.claim_of_training(row, N, PHASE)
     assert claim.guarantee == "proved"
     assert claim.sensitivity is not None
     assert claim.sensitivity.bound == 0.3
@@ -265,14 +269,14 @@ def test_dp_sgd_costs_a_record_what_dp_accounting_says() -> None:
 def test_dp_sgd_without_noise_claims_nothing() -> None:
     row = protection.DpSgd(noise_multiplier=0.0)
     assert not row.noisy
-    assert protect.claim_of_training(row, N, PHASE) == protect.NOTHING
+    assert claims.claim_of_training(row, N, PHASE) == claims.NOTHING
     assert protection.DpSgd(noise_multiplier=0.0, epsilon=1.0).noisy
 
 
 def test_error_feedback_is_charged_by_composition_alone() -> None:
     """Each step as a full Gaussian on a sum that moves by C + 2 C2 times the expected batch."""
     row = protection.DpSgd(noise_multiplier=3.0, clip=1.0, error_clip=0.5)
-    claim = protect.claim_of_training(row, N, PHASE)
+    claim = claims.claim_of_training(row, N, PHASE)
     (event,) = claim.events
     assert isinstance(event, Gaussian)
     assert event.count == 20
@@ -280,24 +284,24 @@ def test_error_feedback_is_charged_by_composition_alone() -> None:
 
 
 def test_nfdp_and_plain_training_claim_no_proof() -> None:
-    claim = protect.claim_of_training(protection.Nfdp(fraction=0.25), N, PHASE)
+    claim = claims.claim_of_training(protection.Nfdp(fraction=0.25), N, PHASE)
     assert claim.guarantee == "empirical"
     assert claim.events == ()
     assert f"{math.log(601 / 451):.3g}, 0.25" in claim.reason
-    assert protect.claim_of_training(protection.PlainTraining(), N, PHASE) == protect.NOTHING
+    assert claims.claim_of_training(protection.PlainTraining(), N, PHASE) == claims.NOTHING
 
 
 @pytest.mark.parametrize("participation", [1.0, 0.2])
 def test_noise_is_calibrated_for_the_run_once(participation: float) -> None:
     training = Training(rounds=20, participation=participation, local=PHASE)
-    asked = protection.DpSgd(epsilon=3.0)
-    row = protect.dp_sgd_of(asked, N, 10, training, DELTA)
-    events = protect.claim_of_training(row, N, PHASE).events
+    wanted = protection.DpSgd(epsilon=3.0)
+    row = asked.dp_sgd_of(wanted, N, 10, training, DELTA)
+    events = claims.claim_of_training(row, N, PHASE).events
     paid = 20 if participation == 1 else int(stats.binom.ppf(0.95, 20, participation))
     assert 2.95 < composed(events, paid) <= 3.0
     assert composed(events, paid + 1) > 3.0
     plain = row.model_copy(update={"epsilon": None})
-    assert protect.dp_sgd_of(plain, N, 10, training, DELTA) == plain
+    assert asked.dp_sgd_of(plain, N, 10, training, DELTA) == plain
 
 
 @pytest.mark.parametrize(
@@ -309,7 +313,7 @@ def test_noise_is_for_as_many_rounds_as_clients_are_really_drawn_for(
 ) -> None:
     """At least one client takes part, and a whole number of them: a client's chance is of these."""
     training = Training(rounds=20, participation=participation)
-    most = protect.most_rounds(training, n_clients)
+    most = asked.most_rounds(training, n_clients)
     assert most == int(stats.binom.ppf(0.95, 20, drawn / n_clients))
 
 
@@ -323,9 +327,9 @@ def with_filter(gate: str, name: str) -> Scenario:
 
 @pytest.mark.parametrize("name", ["plain", "dp-kmeans", "dp-class-means", "dp-kernel"])
 def test_a_mask_costs_what_its_filter_does_or_nothing(name: str) -> None:
-    assert protect.claim_of_mask(with_filter("open", name)) is None
-    assert protect.claim_of_mask(with_filter("own", name)) is None
-    claim = protect.claim_of_mask(with_filter("share", name))
+    assert claims.claim_of_mask(with_filter("open", name)) is None
+    assert claims.claim_of_mask(with_filter("own", name)) is None
+    claim = claims.claim_of_mask(with_filter("share", name))
     assert claim is not None
     if name == "plain":
         assert (claim.guarantee, claim.events) == ("none", ())

@@ -15,8 +15,8 @@ from fedkd import config
 from fedkd.config import Scenario
 from fedkd.errors import FedkdError
 from privacy import ledger
+from privacy.asked import CLIENT, RECORD
 from privacy.knobs import FILTERS_PART
-from privacy.protect import CLIENT, RECORD
 from privacy.totals import total
 from scenarios import cli
 from scenarios.budget import MOST_VIRTUAL, forecast, on_target, prospects, ways_to

@@ -15,7 +15,7 @@ from test_report import Page
 
 from fedkd import config
 from privacy import ledger
-from privacy.protect import CLIENT, RECORD
+from privacy.asked import CLIENT, RECORD
 from privacy.totals import total
 from scenarios import cli
 from scenarios.progress import Progress, table_of

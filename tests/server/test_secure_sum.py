@@ -9,51 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-import clients.secure
 import server.exchanges
-from clients.client import Client
-from clients.store import MemoryStore
-from fedkd import device, payload, payload_secure
-from fedkd.config import Scenario
+from fedkd import payload, payload_secure
 from fedkd.errors import FedkdError, PayloadError
-from fedkd.exchange.combine import Consensus
 from fedkd.rng import stream
-from privacy import secagg, totals
-from privacy.events import Gaussian, Protects
+from privacy import secagg
 from privacy.secagg import UNIT
-from scenarios.simulate import resume, simulate
-from server.events import Event
+from scenarios.simulate import simulate
+from secure_runs import CLIENTS, N, noisy, pair, same
 from server.secure import SecureSum
 from small_runs import consensus, facts, small
-from spied import Seen, play
-
-N, CLIENTS = 40, 4
-PUBLIC = {"name": "public", "size": N}
-SECURE = {"name": "secure-aggregation"}
-DEALT = {"name": "dirichlet", "clients": CLIENTS, "alpha": 0.5}
-CLIENT = Protects("client", "replace")
-RECORD = Protects("record", "add-remove")
-
-
-def pair(**changes: Any) -> tuple[Scenario, Scenario]:
-    """A scenario with secure aggregation and the same without; four clients, a public pool."""
-    changes = {"partition": DEALT, "proxy": PUBLIC, **changes}
-    privacy = changes.pop("privacy", {})
-    return small(**changes, privacy={**privacy, "server": SECURE}), small(
-        **changes, privacy=privacy
-    )
-
-
-def same(one: Consensus | None, other: Consensus | None) -> bool:
-    """Whether two consensuses have the same bits."""
-    if one is None or other is None:
-        return one is other
-    return np.array_equal(one.ids, other.ids) and one.values.tobytes() == other.values.tobytes()
-
+from spied import play
 
 HALF: dict[str, Any] = {"training": {"rounds": 2, "participation": 0.5}}
 RESPONSE = {"privacy": {"release": {"name": "randomised-response", "epsilon": 2.0}}}
@@ -289,99 +258,6 @@ def test_garbage_in_the_sum_is_seen_and_costs_the_round(
     assert seen.consensus(2, N) is not None
 
 
-# --- a client's side ---
-
-
-def client_of(scenario: Scenario, client: int, round_: int = 1) -> Client:
-    return Client(
-        scenario=scenario,
-        seed=1,
-        id=client,
-        round=round_,
-        world=scenario.world(1),
-        device=device.resolve("cpu"),
-    )
-
-
-def test_a_client_reveals_once_a_round_and_the_same_again() -> None:
-    """Two answers about different clients would together be its whole mask."""
-    scenario, _ = pair()
-    public = {c: clients.secure.keys(client_of(scenario, c)).public for c in range(CLIENTS)}
-    store, me = MemoryStore(), client_of(scenario, 0)
-    store.save(0, 2, {"model.w": torch.ones(2)})
-
-    def ask(lost: set[int], round_: int = 1) -> payload.Bytes:
-        question = payload_secure.encode_cohort(public, lost, round_)
-        return clients.secure.reveal(me, store, question)
-
-    first = ask({2})
-    assert ask({2}) == first
-    with pytest.raises(FedkdError, match=r"other clients were lost in this round before; got \[3"):
-        ask({3})
-    with pytest.raises(PayloadError, match="another round"):
-        ask({2}, round_=2)
-    state = store.load(0, before=3)
-    assert state is not None
-    assert torch.equal(state["model.w"], torch.ones(2))
-    secrets = payload_secure.decode_secrets(first, client=0, round_=1, lost=frozenset({2}))
-    cohort = secagg.cohort(1, public)
-    other = secagg.secret(2, clients.secure.keys(client_of(scenario, 2)), 0, cohort)
-    assert secrets == {2: other}
-
-
-def test_train_does_not_forget_what_was_revealed(tmp_path: Path) -> None:
-    """A round is played again after a crash, and now another client is lost: nobody helps."""
-    secure, _ = pair(training={"rounds": 2})
-
-    def first(kind: str, client: int, round_: int) -> bool:
-        return (kind, client, round_) == ("train", 1, 2) or (kind, round_) == ("evaluate", 2)
-
-    with pytest.raises(FedkdError, match="no client got through round 2"):
-        play(secure, CLIENTS, fails=first, folder=tmp_path)
-
-    seen = play(
-        secure, CLIENTS, fails=lambda k, c, r: (k, c, r) == ("train", 3, 2), folder=tmp_path
-    )
-    (last,) = [event for event in seen.of("round") if event["round"] == 2]
-    assert "did not reveal" in last["note"]
-    refused = [e["reason"] for e in seen.of("refused") if e["step"] == "reveal"]
-    assert len(refused) == 2  # clients 0 and 2; client 1 was lost before and has revealed nothing
-    assert all("other clients were lost in this round before" in reason for reason in refused)
-
-
-def test_keys_are_fresh_in_each_round_and_client() -> None:
-    scenario, _ = pair()
-    found = {
-        clients.secure.keys(client_of(scenario, c, r)).public for c in range(4) for r in (1, 2, 3)
-    }
-    assert len(found) == 12
-
-
-def test_a_run_stopped_anywhere_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    secure, _ = pair()
-    whole = simulate(secure)
-    for after in (5, 8, 10, 12):
-        seen = 0
-
-        def stop(row: str, seed: int, event: Event, after: int = after) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == after:
-                raise InterruptedError
-
-        with pytest.raises(InterruptedError):
-            simulate(secure, folder=tmp_path / str(after), listener=stop)
-        assert facts(resume(tmp_path / str(after))) == facts(whole)
-
-
-# --- noise, and what it costs ---
-
-
-def noisy(sigma: float, **changes: Any) -> Scenario:
-    privacy = {**changes.pop("privacy", {}), "server": {**SECURE, "sigma": sigma}}
-    return small(partition=DEALT, proxy=PUBLIC, privacy=privacy, **changes)
-
-
 def test_noise_of_all_clients_is_in_the_sum_and_the_consensus_follows_from_it(
     watched: tuple[list[SecureSum], dict[str, Any]],
 ) -> None:
@@ -410,92 +286,3 @@ def test_noise_of_all_clients_is_in_the_sum_and_the_consensus_follows_from_it(
         assert moved == pytest.approx(moved[0], abs=1e-6)
         assert (wanted[row == 0] <= moved[0] + 1e-6).all()
         assert row.sum() == pytest.approx(1, abs=1e-5)
-
-
-def entries(seen: Seen, client: int = 0) -> list[tuple[str, str, str]]:
-    return [(e.what, e.seen_by, e.guarantee) for e in seen.store.ledger(client).entries()]
-
-
-def test_without_noise_only_who_sees_it_is_another() -> None:
-    seen = play(pair()[0], CLIENTS)
-    assert entries(seen) == [
-        ("accept mask", "sum only", "none"),
-        ("soft labels", "sum only", "none"),
-        ("soft labels", "sum only", "none"),
-    ]
-
-
-def test_a_noisy_sum_protects_each_client_at_its_closed_form() -> None:
-    """Two rounds, N rows that move by sqrt(2): mu^2 = 2 * 2 N / sigma^2, whatever the filter."""
-    sigma = 20.0
-    seen = play(noisy(sigma), CLIENTS)
-    assert entries(seen) == [
-        ("accept mask", "no one", "none"),
-        ("soft labels", "sum only", "proved"),
-        ("soft labels", "sum only", "proved"),
-    ]
-    found = seen.store.ledger(0).entries()
-    assert found[1].events == (
-        Gaussian(unit="client", relation="replace", noise_multiplier=sigma / (2 * N) ** 0.5),
-    )
-    total = totals.total(found, CLIENT, 1e-5)
-    mu = (2 * 2 * N) ** 0.5 / sigma
-
-    def delta(eps: float) -> float:
-        normal = stats.norm.cdf
-        return float(normal(mu / 2 - eps / mu) - np.exp(eps) * normal(-mu / 2 - eps / mu))
-
-    assert total.bare == ()
-    assert total.spent.pld is not None
-    assert delta(total.spent.pld) == pytest.approx(1e-5, rel=0.02)
-    assert np.isinf(totals.total(found, RECORD, 1e-5).epsilon)
-
-
-@pytest.mark.parametrize(
-    ("privacy", "finite"),
-    [
-        ({"training": {"name": "dp-sgd"}, "filter": {"name": "dp-kmeans"}}, True),
-        ({"training": {"name": "dp-sgd"}}, False),
-        ({"filter": {"name": "dp-kmeans"}}, False),
-    ],
-)
-def test_a_record_is_as_safe_as_the_model_and_the_mask_in_the_sum(
-    privacy: dict[str, Any], finite: bool
-) -> None:
-    seen = play(noisy(20.0, privacy=privacy, training={"rounds": 1}), CLIENTS)
-    found = seen.store.ledger(0).entries()
-    assert np.isfinite(totals.total(found, RECORD, 1e-5).epsilon) == finite
-    assert np.isfinite(totals.total(found, CLIENT, 1e-5).epsilon)
-
-
-def test_a_client_whose_budget_is_spent_sends_nothing() -> None:
-    """All have spent the same, so in the second round there is no sum."""
-    one = totals.total(
-        play(noisy(20.0, training={"rounds": 1}), CLIENTS).store.ledger(0).entries(), CLIENT, 1e-5
-    ).spent.rdp
-    seen = play(noisy(20.0, privacy={"budget": one * 1.01, "unit": "client"}), CLIENTS)
-    assert [event["n_abstained"] for event in seen.of("round")] == [0, CLIENTS]
-    assert seen.consensus(1, N) is not None
-    assert seen.consensus(2, N) is None
-    assert "used up its budget" in seen.of("round")[1]["note"]
-    assert {seen.replied["train", client, 2] is None for client in range(CLIENTS)} == {True}
-    assert len(entries(seen)) == 2
-
-
-def test_bytes_of_keys_tables_and_secrets_are_counted() -> None:
-    seen = play(pair()[0], CLIENTS, mute=lambda k, c, r: (k, c, r) == ("train", 1, 1))
-    for event in seen.of("round"):
-        replied = [
-            d for (_, _, r), d in seen.replied.items() if r == event["round"] and d is not None
-        ]
-        asked = [
-            d
-            for (kind, _, r), d in seen.asked.items()
-            if r == event["round"] and d is not None and kind != "query.pool"
-        ]
-        assert event["bytes_up"] == sum(len(data) for data in replied)
-        assert event["bytes_down"] == sum(len(data) for data in asked)
-        up = {c["client"]: c["bytes_up"] for c in seen.of("client") if c["round"] == event["round"]}
-        assert sum(up.values()) == event["bytes_up"]
-    tables = [d for (kind, _, _), d in seen.replied.items() if kind == "train" and d is not None]
-    assert all(0 < len(data) - 8 * N * 11 < 512 for data in tables)

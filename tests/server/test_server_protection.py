@@ -15,9 +15,9 @@ from fedkd import config, payload
 from fedkd.errors import FedkdError
 from fedkd.rng import torch_stream
 from privacy import accounting, totals
+from privacy.asked import CLIENT
 from privacy.events import Gaussian, Protects
 from privacy.ledger import Ledger
-from privacy.protect import CLIENT
 from scenarios.budget import forecast
 from scenarios.budget_text import in_words
 from scenarios.report import page

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -15,10 +17,7 @@ precision of a probability. So a class that the target rules out costs much, but
 
 
 class Objective(Section):
-    """From student logits and a target to one value a sample; the caller reduces.
-
-    p is the target, q = softmax(logits / temperature). A row says `divergence`, of log q and p.
-    """
+    """From student logits and a target to one value a sample; the caller reduces."""
 
     name: str
     temperature: float = Field(1.0, gt=0)
@@ -28,18 +27,28 @@ class Objective(Section):
         """Whether the target is the consensus of raw logits itself, and not a distribution."""
         return False
 
+    @abstractmethod
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Values [n] of student `logits` [n, classes] against `target` [n, classes].
 
-        The factor temperature^2 keeps the gradient's size the same at every temperature (Hinton et
-        al. 2015). Gradients flow into `logits` alone.
+        Gradients flow into `logits` alone.
+        """
+
+
+class Divergence(Objective):
+    """Of two distributions: p, the target, and q = softmax(logits / temperature)."""
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Values [n], times temperature^2.
+
+        The factor keeps the gradient's size the same at every temperature (Hinton et al. 2015).
         """
         log_q = F.log_softmax(logits / self.temperature, dim=1)
         return self.divergence(log_q, target) * self.temperature**2
 
+    @abstractmethod
     def divergence(self, log_q: Tensor, p: Tensor) -> Tensor:
         """Values [n] of log-probabilities log_q [n, classes] and distributions p [n, classes]."""
-        raise NotImplementedError
 
 
 def forward_kl(log_q: Tensor, p: Tensor) -> Tensor:

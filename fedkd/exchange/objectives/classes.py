@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from fedkd.exchange.objectives.base import Objective, forward_kl
+from fedkd.exchange.objectives.base import Divergence, Objective, forward_kl
 
 
 def _others(log_q: Tensor, p: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +27,7 @@ def _others(log_q: Tensor, p: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     return log_q, rest / rest.sum(dim=1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
 
 
-class NKD(Objective):
+class NKD(Divergence):
     """Normalised KD: the target class, and the other classes made to sum to 1 (NKD).
 
     -p_t log q_t - gamma * sum over i != t of N(p)_i log N(q)_i. Its first term pulls q_t to 1, so
@@ -49,7 +49,7 @@ class NKD(Objective):
         return target - self.gamma * (others * log_others).sum(dim=1)
 
 
-class DKD(Objective):
+class DKD(Divergence):
     """Decoupled KD: KL of target class against rest, and KL among the rest (DKD).
 
     KL is the sum of the first and (1 - p_t) times the second; here the second keeps its weight,
@@ -77,7 +77,7 @@ class DKD(Objective):
         return self.alpha * two + self.beta * forward_kl(log_others, others)
 
 
-class TopKLoss(Objective):
+class TopKLoss(Divergence):
     """KL of the target's k largest classes and of the rest as one: for sparse answers.
 
     What a sparse answer says of its tail is a guess, so only the tail's mass is learnt. Never above

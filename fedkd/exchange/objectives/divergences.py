@@ -11,10 +11,10 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from fedkd.exchange.objectives.base import Objective, entropy, forward_kl, reverse_kl, safe_log
+from fedkd.exchange.objectives.base import Divergence, entropy, forward_kl, reverse_kl, safe_log
 
 
-class KL(Objective):
+class KL(Divergence):
     """KL(consensus || student) at a temperature, times its square (Hinton et al. 2015)."""
 
     name: Literal["kl"] = "kl"
@@ -24,7 +24,7 @@ class KL(Objective):
         return forward_kl(log_q, p)
 
 
-class CrossEntropy(Objective):
+class CrossEntropy(Divergence):
     """Cross-entropy on soft labels: KL's gradient, plus the consensus' own entropy (DS-FL).
 
     Source: Itahara et al., arXiv 2008.06180.
@@ -37,7 +37,7 @@ class CrossEntropy(Objective):
         return -(p * log_q).sum(dim=1)
 
 
-class ReverseKL(Objective):
+class ReverseKL(Divergence):
     """KL(student || consensus): seeks a mode, spends nothing on the tail (MiniLLM).
 
     Source: Gu et al., ICLR 2024, arXiv 2306.08543, there of whole sequences under the student's
@@ -52,7 +52,7 @@ class ReverseKL(Objective):
         return reverse_kl(log_q, p)
 
 
-class JensenShannon(Objective):
+class JensenShannon(Divergence):
     """Weighted Jensen-Shannon divergence: bounded, between both KLs (GKD).
 
     beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q. Divided by beta it tends
@@ -72,7 +72,7 @@ class JensenShannon(Objective):
         return self.beta * to_p + (1 - self.beta) * to_q
 
 
-class SkewKL(Objective):
+class SkewKL(Divergence):
     """KL(consensus || mixture of both): finite whatever the student says (DistiLLM).
 
     Source: Ko et al., ICML 2024, arXiv 2402.03898: KL(p || skew p + (1 - skew) q).
@@ -87,7 +87,7 @@ class SkewKL(Objective):
         return (p * (safe_log(p) - log_m)).sum(dim=1)
 
 
-class SkewReverseKL(Objective):
+class SkewReverseKL(Divergence):
     """KL(student || mixture of both): reverse KL, finite under a target's zeros (DistiLLM).
 
     Source: as `SkewKL`, with p and q exchanged: KL(q || skew q + (1 - skew) p).
@@ -103,7 +103,7 @@ class SkewReverseKL(Objective):
         return (q * (log_q - log_m)).sum(dim=1)
 
 
-class AdaptiveKL(Objective):
+class AdaptiveKL(Divergence):
     """Both KLs, each weighed by the gap |p - q| where it learns first: head or tail (AKL).
 
     The head is the fewest most probable classes of p that hold a share `head` of its mass. KL is
@@ -129,7 +129,7 @@ class AdaptiveKL(Objective):
         return weight * forward_kl(log_q, p) + (1 - weight) * reverse_kl(log_q, p)
 
 
-class BalancedKL(Objective):
+class BalancedKL(Divergence):
     """Sum of both KLs, the one that is called for counting more: by the entropies (BD-KD).
 
     A student that is surer than the consensus needs KL, which spreads it out; one that is less sure
@@ -148,7 +148,7 @@ class BalancedKL(Objective):
         return forward + reverse_kl(log_q, p) * (1 + (self.balance - 1) * ~surer)
 
 
-class Alpha(Objective):
+class Alpha(Divergence):
     """Amari's alpha-divergence: KL at alpha -> 1, reverse KL at 0, Hellinger's at 1/2.
 
     (1 - sum of p^alpha q^(1 - alpha)) / (alpha (1 - alpha)): an f-divergence that zeros on either

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from fedkd.exchange.objectives.base import FLOOR, Objective, entropy
+from fedkd.exchange.objectives.base import FLOOR, Divergence, Objective, entropy
 
 Space = Literal["logits", "log-probabilities", "probabilities"]
 
@@ -66,7 +66,7 @@ class MSE(Objective):
         return _gap(self.space, self.temperature, logits, target).square().mean(dim=1)
 
 
-class Sinkhorn(Objective):
+class Sinkhorn(Divergence):
     """Sinkhorn divergence: what it costs to move one distribution's mass to the other (SinkD).
 
     S(p, q) = OT(p, q) - OT(p, p) / 2 - OT(q, q) / 2, where OT is optimal transport under cost 1

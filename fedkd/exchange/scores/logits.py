@@ -5,6 +5,7 @@ They take logits [n, classes], or [n, L, classes] of texts, whose positions' sco
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar, Literal
 
 import torch
@@ -30,9 +31,9 @@ class _OfLogits(Section):
         each = self.each(x.double())
         return each if each.ndim == 1 else each.mean(dim=1)
 
+    @abstractmethod
     def each(self, logits: Tensor) -> Tensor:
         """Scores [...] of logits [..., classes]."""
-        raise NotImplementedError
 
 
 class Energy(_OfLogits):
