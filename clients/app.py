@@ -28,9 +28,11 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from clients import guard, secure, steps
+from clients import guard, history, secure, steps
 from clients.client import Client, ProxySet, with_model
 from clients.guard import Guard
+from clients.history import HISTORY
+from clients.place import place_of
 from clients.store import ClientStore, FolderStore
 from fedkd import device, payload, payload_secure, protection
 from fedkd.config import from_json
@@ -158,7 +160,14 @@ def _turn(message: Message, context: Context, store_of: Stores, phase: int) -> T
     client, store = _open(message, context, store_of)
     step = 2 * client.round + phase
     state = store.load(client.id, before=step)
-    return Turn(message, client, store, step, dict(state or {}), client.model(state))
+    own = dict(state or {})
+    if client.secret is not None:
+        config = _config(message)
+        asked = "|".join(str(config[key]) for key in ("scenario", "seed", "pool"))
+        own[HISTORY] = history.after(state, step, asked, _payload_if_any(message))
+        if phase == 0:
+            history.check(store, client.id, step, own[HISTORY])
+    return Turn(message, client, store, step, own, client.model(state))
 
 
 def _finish(turn: Turn, sealed: Sealed | None) -> Message:
@@ -289,18 +298,21 @@ def _packed(client: Client, answer: payload.Answer) -> payload.Bytes:
 def _open(message: Message, context: Context, store_of: Stores) -> tuple[Client, ClientStore]:
     """The client that a message is for, and its store."""
     config = _config(message)
-    scenario = from_json(str(config["scenario"]))
+    scenario, place = from_json(str(config["scenario"])), place_of(context)
+    if place.consent is not None:
+        place.consent.check(scenario)
     torch.set_num_threads(scenario.threads)
-    seed = int(str(config["seed"]))
+    seed, job = int(str(config["seed"])), str(config["job"])
     client = Client(
         scenario=scenario,
         seed=seed,
-        id=int(context.node_config["partition-id"]),
+        id=place.seat,
         round=int(str(config["round"])),
-        world=scenario.world(seed),
+        world=place.world(scenario, seed),
         device=device.resolve(scenario.device),
+        secret=place.secret(job, seed),
     )
-    return client, store_of(config)
+    return client, place.store(job) or store_of(config)
 
 
 def _config(message: Message) -> ConfigRecord:
@@ -309,6 +321,10 @@ def _config(message: Message) -> ConfigRecord:
 
 def _payload(message: Message) -> payload.Bytes:
     return message.content.array_records["payload"]["bytes"].data
+
+
+def _payload_if_any(message: Message) -> payload.Bytes | None:
+    return _payload(message) if "payload" in message.content else None
 
 
 _PROXY_SETS: dict[tuple[str, torch.device], ProxySet] = {}

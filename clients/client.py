@@ -32,6 +32,8 @@ class Client:
     round: int
     world: Federation
     device: torch.device
+    secret: int | None = None
+    """What is drawn in private comes from it, see `clients.place`; None: from the seed."""
     metrics: dict[str, float] = field(default_factory=dict)
 
     def took(self, phase: str, seconds: float) -> None:
@@ -42,6 +44,19 @@ class Client:
     def draws(self, purpose: str) -> np.random.Generator:
         """This client's stream of this round for one purpose."""
         return stream(self.seed, "client", self.round, self.id, purpose)
+
+    def noise(self, purpose: str, round_: int | None = None) -> torch.Generator:
+        """The stream of the noise of one purpose, of this round unless another is named."""
+        at = self.round if round_ is None else round_
+        return torch_stream(self._hidden, "client", at, self.id, purpose)
+
+    def private_draws(self, purpose: str) -> np.random.Generator:
+        """As `draws`, of what nobody else may guess."""
+        return stream(self._hidden, "client", self.round, self.id, purpose)
+
+    @property
+    def _hidden(self) -> int:
+        return self.seed if self.secret is None else self.secret
 
     @property
     def architecture(self) -> str:

@@ -7,7 +7,8 @@ been drawn for more rounds than its noise was calibrated for.
 Guarantee: what the entries of the client's ledger say; `privacy.totals` adds them up. What a client
 reports about itself must not tell more: the loss of private training stays here.
 Noise is drawn from the house's streams. In a simulation that makes a run repeatable; whoever knows
-the seed could take the noise off again, so a deployment's clients must not share theirs.
+the seed could take the noise off again, so a deployed client draws from a secret of its own
+(`clients.place`).
 """
 
 from __future__ import annotations
@@ -93,12 +94,12 @@ def learn(client: Client, model: Classifier, x: Tensor, y: Tensor) -> int:
     row, phase = scenario.privacy.training, scenario.training.local
     if isinstance(row, protection.DpSgd):
         row = _calibrated(client, row, len(x))
-        noise = torch_stream(client.seed, "client", client.round, client.id, "training noise")
-        draws = client.draws("train")
+        noise = client.noise("training noise")
+        draws = client.private_draws("train")  # whom a batch takes must be unknown, too
         dpsgd.fit(model, x, y, _record_loss, phase, row, draws, noise)
         return training.n_learnt(len(x), phase)
     assert isinstance(row, protection.Nfdp)
-    once = torch_stream(client.seed, "client", 0, client.id, "nfdp")
+    once = client.noise("nfdp", 0)
     kept = nfdp.subsample(len(x), max(1, round(row.fraction * len(x))), once)
     x, y = x[kept.to(x.device)], y[kept.to(y.device)]
     training.fit(model, x, y, training.cross_entropy, phase, client.draws("train"))
@@ -132,7 +133,7 @@ def private_mask(client: Client, proxy: ProxySet, own: Tensor) -> tuple[Tensor, 
         scenario.method.gate,
         scenario.training.heldout,
         scenario.privacy.delta,
-        torch_stream(client.seed, "client", 0, client.id, "filter noise"),
+        client.noise("filter noise", 0),
     )
 
 
@@ -167,7 +168,7 @@ def _taught(client: Client, proxy: ProxySet, records: Tensor) -> Tensor:
         y,
         client.world.train.n_classes,
         private_filter.summary_event(row.made_as, scenario.privacy.delta),
-        torch_stream(client.seed, "client", 0, client.id, "summary noise"),
+        client.noise("summary noise", 0),
     )
     asked = proxy.x.flatten(1).cpu()[records.cpu()]
     return summary.teach(asked, scenario.method.release.temperature).float()
@@ -189,7 +190,7 @@ def told(client: Client, proxy: ProxySet, records: Tensor, logits: Tensor) -> tu
     if isinstance(privacy.release, protection.SummaryRelease):
         claim = claims.claim_of_release(privacy, occasion, len(logits), logits.shape[1])
         return _taught(client, proxy, records), claim
-    noise = torch_stream(client.seed, "client", client.round, client.id, "release noise")
+    noise = client.noise("release noise")
     values = protect.answers(privacy, logits, occasion, noise)
     return values, claims.claim_of_release(privacy, occasion, len(logits), logits.shape[1])
 

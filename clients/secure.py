@@ -1,9 +1,9 @@
 """A client's side of secure aggregation: its key, its blinded table, what it reveals of others.
 
 Keys and noise come from the house's streams, as in `clients.guard`, so a repeated message gives the
-same bytes. Whoever knows the seed can take every mask off, the server of a simulation too: a
-deployment must draw each round's private key from the operating system's entropy, and keep it until
-the round is over.
+same bytes. Whoever knows the seed can take every mask off, the server of a simulation too; a
+deployed client draws from a secret of its own, and whoever steals that can take off all its masks,
+of earlier rounds too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REVEALED = "revealed"
 
 def keys(client: Client) -> Keys:
     """The client's key pair of this round."""
-    return secagg.keys(client.draws("secagg").bytes(32))
+    return secagg.keys(client.private_draws("secagg").bytes(32))
 
 
 def cohort(client: Client, data: payload.Bytes) -> tuple[Cohort, frozenset[int]]:
@@ -40,7 +40,7 @@ def blind(client: Client, cohort: Cohort, full: NDArray[np.float64]) -> payload.
     row = client.scenario.privacy.server
     assert isinstance(row, protection.SecureAggregation)
     if row.sigma:
-        full = secagg.add_noise(full, row.sigma, cohort.least, client.draws("sum noise"))
+        full = secagg.add_noise(full, row.sigma, cohort.least, client.private_draws("sum noise"))
     rows, columns = full.shape
     mask = secagg.mask(client.id, keys(client), cohort, (rows, columns))
     blinded = secagg.blind(full, mask, len(cohort.public))

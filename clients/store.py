@@ -26,6 +26,12 @@ class ClientStore(Protocol):
     def load(self, client: int, before: int) -> State | None:
         """The newest state from before a step, or None for a client that has none."""
 
+    def at(self, client: int, step: int) -> State | None:
+        """The state of exactly that step, or None if it is not kept."""
+
+    def newest(self, client: int) -> int | None:
+        """The last step that is kept, or None."""
+
     def save(self, client: int, step: int, state: State) -> None:
         """Keep the state of a step; forget those that no repeated round can need."""
 
@@ -61,6 +67,14 @@ class MemoryStore:
         states = self._states.get(client, {})
         steps = [step for step in states if step < before]
         return states[max(steps)] if steps else None
+
+    def at(self, client: int, step: int) -> State | None:
+        """See `ClientStore`."""
+        return self._states.get(client, {}).get(step)
+
+    def newest(self, client: int) -> int | None:
+        """See `ClientStore`."""
+        return max(self._states.get(client, {}), default=None)
 
     def save(self, client: int, step: int, state: State) -> None:
         """See `ClientStore`."""
@@ -99,6 +113,15 @@ class FolderStore:
         """See `ClientStore`."""
         steps = [step for step in self._steps(client) if step < before]
         return load_file(self._path(client, max(steps))) if steps else None
+
+    def at(self, client: int, step: int) -> State | None:
+        """See `ClientStore`."""
+        path = self._path(client, step)
+        return load_file(path) if path.exists() else None
+
+    def newest(self, client: int) -> int | None:
+        """See `ClientStore`."""
+        return max(self._steps(client), default=None)
 
     def save(self, client: int, step: int, state: State) -> None:
         """See `ClientStore`."""

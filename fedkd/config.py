@@ -6,6 +6,7 @@ say is exactly what the rooms can do. `load` reads a file, `dump` writes the res
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
@@ -19,8 +20,8 @@ from fedkd.config_errors import explain
 from fedkd.config_overrides import apply
 from fedkd.config_privacy import check_axes, check_privacy
 from fedkd.data.canaries import Canaries
-from fedkd.data.federation import Federation, build
-from fedkd.data.partition import Iid, Natural, Partition, Strong, Virtual
+from fedkd.data.federation import Federation, build, held
+from fedkd.data.partition import Iid, Natural, Own, Partition, Strong, Virtual
 from fedkd.data.proxy import Contributed, Proxy
 from fedkd.data.sources import Digits, Source
 from fedkd.data.sources import load as load_data
@@ -137,6 +138,30 @@ class Training(Section):
         return self.taking_part(n_clients) / n_clients
 
 
+class Attendance(Section):
+    """Who must be there, and what becomes of whoever is late: of deployments above all."""
+
+    gather_s: float = Field(60.0, gt=0)
+    """How long the server waits for all clients before the first round; then for `quorum`."""
+    quorum: float = Field(0.0, ge=0, le=1)
+    """Share of a round's clients that must be heard in each step, else the round is repeated; one
+    client is always needed."""
+    repeats: int = Field(3, ge=0)
+    """How often a round is repeated before the run stops, to be resumed; only where nodes can come
+    and go."""
+    late: Literal["drop", "use"] = "drop"
+    """An answer that comes after `training.timeout_s`: thrown away, or used in the next round if
+    its client is not heard there."""
+
+    def needed(self, n_taking_part: int) -> int:
+        """How many clients a round needs.
+
+        >>> Attendance(quorum=0.5).needed(5)
+        3
+        """
+        return max(1, math.ceil(self.quorum * n_taking_part))
+
+
 class Grid(Section):
     """What carries the messages."""
 
@@ -189,6 +214,7 @@ class Scenario(Section):
     model: Model = Model()
     method: MethodConfig = Field(default_factory=lambda: MethodConfig.model_validate({}))
     training: Training = Training()
+    attendance: Attendance = Attendance()
     privacy: Privacy = Privacy()
     grid: Grid = Grid()
     audit: bool = False
@@ -240,7 +266,25 @@ class Scenario(Section):
                 fix="set that, or choose another method.distill.name (or its space, if it has one)",
             )
         check_privacy(self)
+        self._check_own()
         return self
+
+    def _check_own(self) -> None:
+        if not isinstance(self.partition, Own):
+            return
+        for key, wrong, fix in (
+            ("references", bool(self.references), "references = []"),
+            ("canaries", self.canaries is not None, "drop the section canaries"),
+            (
+                "proxy",
+                self.uses_pool and self.proxy.name == "public",
+                'proxy.name = "contributed" or "foreign"',
+            ),
+        ):
+            if wrong:
+                raise FedkdError(
+                    f"partition own has no data on the server that {key} could use", fix=fix
+                )
 
     @property
     def uses_pool(self) -> bool:
@@ -270,6 +314,22 @@ class Scenario(Section):
         """
         proxy = self.proxy if self.uses_pool else None
         world = build(self.data, self.partition, proxy, self.validation, seed, self.canaries)
+        check_axes(self, world.train.x[0].numel())
+        return world
+
+    def held(self, seed: int, seat: int, source: Source) -> Federation:
+        """What the client of a seat knows where each brings its own data; kept once a process.
+
+        Raises: FedkdError for data that do not fit, or where the scenario is to be simulated.
+        """
+        if not isinstance(self.partition, Own):
+            raise FedkdError(
+                "this client was started with data of its own, and the scenario deals data out",
+                value=f"partition.name = {self.partition.name!r}",
+                fix='partition.name = "own" in the scenario, or a client without --data',
+            )
+        proxy = self.proxy if self.uses_pool else None
+        world = held(source, seat, self.partition, proxy, seed)
         check_axes(self, world.train.x[0].numel())
         return world
 

@@ -30,12 +30,11 @@ from scenarios.blocks import calibrated
 from scenarios.grids import actors, flower, inline, workers
 from scenarios.results import Cell, Result
 from scenarios.spending import Ledgers
+from server.app import DONE, check_folder
 from server.app import LEDGER as SERVER_LEDGER
-from server.app import check_folder
 from server.app import make_app as make_server_app
 from server.events import Event, read
 
-DONE = "done"
 CLIENT_APP = "clients.app:app"
 Listener = Callable[[str, int, Event], None]
 """Is told row, seed and event."""

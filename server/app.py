@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import secrets
 from contextlib import closing
 from pathlib import Path
 
@@ -11,10 +13,10 @@ from flwr.serverapp import Grid, ServerApp
 from fedkd.config import Scenario, load
 from fedkd.errors import FedkdError
 from privacy.ledger import Ledger
-from server import rounds
+from server import checkpoint, rounds
 from server.events import EventLog, Listener
+from server.job import Job, Seats
 from server.recorder import Recorder
-from server.setup import Job
 
 LEDGER = "server-ledger.jsonl"
 """In the folder of a run: what the server itself released, where clients trust it with their votes.
@@ -22,6 +24,9 @@ LEDGER = "server-ledger.jsonl"
 It is only ever added to: a resumed run cuts its events back, but what was told stays told.
 """
 
+
+DONE = "done"
+"""In the folder of a run: it is over."""
 
 UPLOADS = "uploads"
 """In the folder of a run with `audit`: the recording of what the server heard and told."""
@@ -33,18 +38,19 @@ def make_app(
     folder: Path | None,
     listener: Listener | None = None,
     ledger: Ledger | None = None,
+    seats: Seats | None = None,
 ) -> ServerApp:
     """The ServerApp for one run of a scenario.
 
     Args: folder: where events, checkpoints and the simulated clients' state go, or None to keep
         nothing; listener: is told each event as it happens; ledger: of what the server itself
-        tells; by default it is kept in the folder.
+        tells; by default it is kept in the folder; seats: of a deployment, see `Job`.
     """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        _run(grid, scenario, seed, folder, listener, ledger)
+        _run(grid, scenario, seed, folder, listener, ledger, seats)
 
     return app
 
@@ -56,6 +62,7 @@ def _run(
     folder: Path | None,
     listener: Listener | None,
     ledger: Ledger | None = None,
+    seats: Seats | None = None,
 ) -> None:
     check_folder(scenario, folder)
     if folder is not None:
@@ -64,6 +71,8 @@ def _run(
         scenario=scenario,
         seed=seed,
         state_folder=str((folder / "clients").resolve()) if folder else "",
+        name="" if seats is None or folder is None else _name_of(folder),
+        seats=seats,
     )
     log = EventLog(folder / "events.jsonl" if folder else None, listener)
     ledger = ledger or Ledger(folder / LEDGER if folder else None)
@@ -86,13 +95,45 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """`flwr run .`: the keys `scenario`, `set` and `folder` of the run config say what to do."""
+    """What the run config says: `flwr run .` gives it `scenario`, `set` and `folder`.
+
+    A deployment gives `folder`, the run's own with its scenario.toml, and `nodes`: the JSON file
+    that says which node may speak for which client. A run that was stopped goes on.
+    """
     config = context.run_config
+    folder = Path(str(config["folder"])).expanduser()
+    if "nodes" in config:
+        scenario, seats = load(folder / "scenario.toml"), seats_of(Path(str(config["nodes"])))
+        for seed in scenario.seeds:
+            cell = folder / scenario.method.name / f"seed-{seed}"
+            if not (cell / DONE).exists():
+                _run(grid, scenario, seed, cell, print_round, seats=seats)
+                (cell / DONE).touch()
+        return
     home = Path(__file__).parent.parent
     scenario = load(home / str(config["scenario"]), str(config["set"]).split())
-    folder = Path(str(config["folder"])).expanduser()
     for seed in scenario.seeds:
         _run(grid, scenario, seed, folder / f"{scenario.name}-seed{seed}", print_round)
+
+
+def seats_of(path: Path) -> Seats:
+    """Node ids and their clients of a JSON file {"node id": {"seat": client}, …}.
+
+    Raises: FedkdError where it cannot be read.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        return {int(node): int(about["seat"]) for node, about in table.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise FedkdError(f"cannot read who may take part: {error}", value=str(path)) from None
+
+
+def _name_of(folder: Path) -> str:
+    """What the run is called among all that a client takes part in: made once, and kept."""
+    path = folder / "name"
+    if not path.exists():
+        checkpoint.write(path, secrets.token_hex(16).encode())
+    return path.read_text()
 
 
 def print_round(event: dict[str, object]) -> None:

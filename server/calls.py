@@ -13,6 +13,8 @@ from fedkd.payload import Bytes
 from fedkd.wire import STYPE
 
 POLL_S = 0.02
+GRACE_S = 600.0
+"""How much longer than the server waits a message lives, for the sake of late answers."""
 Read = TypeVar("Read")
 
 
@@ -47,14 +49,18 @@ def ask(
     content: RecordDict,
     message_type: str,
     timeout_s: float,
+    silent: dict[str, int] | None = None,
 ) -> Iterator[Reply]:
     """Send one content to the clients in `nodes` (client -> node id); yield replies by client.
 
     Each reply is yielded as soon as all clients before it are settled, so a caller that adds them
-    up holds few at a time. A client that is silent until `timeout_s` is a failure.
+    up holds few at a time. A client that is silent until `timeout_s` is a failure. A message that
+    nobody has fetched by then is not delivered any more: who comes back starts with what is new.
+    Args: silent: gets the id of each message without a reply, and its client.
     """
     clients = sorted(nodes)
-    outgoing = [Message(content, nodes[client], message_type, group_id="") for client in clients]
+    ttl = timeout_s + GRACE_S
+    outgoing = [Message(content, nodes[c], message_type, ttl=ttl, group_id="") for c in clients]
     ids = dict(zip(grid.push_messages(outgoing), clients, strict=True))
     arrived: dict[int, Reply] = {}
     deadline = time.monotonic() + timeout_s
@@ -69,6 +75,17 @@ def ask(
             elif not pulled:
                 time.sleep(POLL_S)
         yield arrived.pop(client)
+    if silent is not None:
+        silent |= ids
+
+
+def belated(grid: Grid, silent: dict[str, int]) -> Iterator[Reply]:
+    """Replies to `silent` messages of an earlier round that have come by now; each comes once."""
+    if not silent:
+        return
+    came = {m.metadata.reply_to_message_id: m for m in grid.pull_messages(list(silent))}
+    for id_ in sorted(came, key=lambda id_: silent[id_]):
+        yield _reply(silent.pop(id_), came[id_])
 
 
 def payload_of(content: RecordDict | None) -> Bytes | None:

@@ -26,9 +26,9 @@ from privacy.totals import affords
 from server import measures
 from server.calls import Talk
 from server.hearing import Hearing, Single, Sizes
+from server.job import Job, Roster
 from server.recorder import Recorder
 from server.secure import SecureSum
-from server.setup import Job, Roster
 
 Arrays = dict[str, NDArray[Any]]
 Told = tuple[payload.Bytes | None, dict[str, Any]]
@@ -213,8 +213,7 @@ class Weights(Single):
                 fix='name one model in model.names, or drop "fedavg" from references',
             )
         init = torch_stream(job.seed, "server", purpose="init")
-        dtype = job.world.train.x.dtype
-        model = build(names.pop(), roster.shape, roster.n_classes, init, dtype)
+        model = build(names.pop(), roster.shape, roster.n_classes, init, roster.dtype)
         # Torch's parameters_to_vector refuses weights in channels-last memory.
         self._weights = torch.cat([w.detach().flatten() for w in model.parameters()]).numpy()
         self._average = WeightAverage()

@@ -34,12 +34,13 @@ class Hearing:
         self,
         method: MethodConfig,
         sizes: Sizes,
-        world: Federation,
+        world: Federation | None,
         strata: NDArray[np.int64] | None,
     ) -> None:
         """No votes yet.
 
-        Args: world: to measure by; strata: of the proxy records, None if they are unknown.
+        Args: world, strata: of the clients and of the proxy records, to measure by; None if they
+            are unknown.
         """
         self._rule = method.combine
         self._release = method.release
@@ -67,7 +68,7 @@ class Hearing:
                 self._rule.add(self.votes, block.ids, block.values)
             else:
                 self._rule.add(self.sums, block.ids, block.values)
-        if self._strata is None:
+        if self._strata is None or self._world is None:
             return {"accepted": len(answer.ids) / self._sizes.n_samples}
         records = answer.ids
         if self._sizes.positions > 1:

@@ -10,18 +10,22 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fedkd import payload
-from fedkd.errors import FedkdError, PayloadError
+from fedkd.errors import PayloadError
 from fedkd.rng import stream
 from privacy.ledger import Ledger
-from server import checkpoint, condense, measures
-from server.calls import Read, Reply, ask, payload_of
+from server import attendance, checkpoint, condense, measures
+from server.attendance import Unheard
+from server.calls import Read, Reply, ask, belated, payload_of
 from server.checkpoint import Checkpoint
 from server.events import EventLog
 from server.exchanges import Exchange, exchange_of
+from server.job import Job, Roster
 from server.recorder import Recorder
-from server.setup import Job, Roster, set_up
+from server.setup import set_up
 
 Report = dict[str, Any]
+POOL = "pool.safetensors"
+"""In the folder of a deployed run: the proxy set, since who gave to it may have left."""
 UNRECORDED = "audit_mb is used up: neither this round nor any later one is recorded"
 ABSTAINED = (
     "every client that was heard abstained: it has used up its budget, or the rounds that its "
@@ -37,19 +41,37 @@ def run(
     recorder: Recorder,
     checkpoints: Path | None,
 ) -> None:
-    """Every round of a job; from the newest checkpoint on, if there is one."""
+    """Every round of a job; from the newest checkpoint on, if there is one.
+
+    A round in which too few clients are heard is repeated; who has answered in it answers the same.
+    Raises: FedkdError where that does not help; the run can be resumed.
+    """
     saved = checkpoint.latest(checkpoints) if checkpoints else None
     log.cut(saved.note["events_bytes"] if saved else 0)
     recorder.cut(saved.round if saved else 0)
-    roster = set_up(grid, job, EventLog(None) if saved else log)
+    kept = checkpoints.parent / POOL if checkpoints and job.seats is not None else None
+    roster = set_up(grid, job, EventLog(None) if saved else log, kept)
     if roster.packed is not None:
         recorder.pool(roster.packed)
+        if kept is not None and not kept.exists():
+            checkpoint.write(kept, roster.packed)
     exchange = exchange_of(job, roster, ledger, recorder)
     if saved:
         exchange.restore(saved.arrays)
         roster.holders.update(saved.note["holders"])
+    late: dict[str, int] = {}
+    # Where no node can leave, what failed once would only fail again.
+    repeats = 0 if attendance.steady(grid) else job.scenario.attendance.repeats
     for round_ in range(saved.round + 1 if saved else 1, job.scenario.training.rounds + 1):
-        play(grid, job, log, roster, exchange, round_)
+        for again in range(repeats, -1, -1):
+            try:
+                needed = attendance.wait_for(grid, job, roster, log, round_)
+                play(grid, job, log, roster, exchange, round_, needed, late)
+                break
+            except Unheard as missing:
+                if not again:
+                    raise
+                log.emit("repeated", round=round_, reason=str(missing), left=again)
         if recorder.finish():
             log.emit("unrecorded", round=round_, note=UNRECORDED)
         if checkpoints:
@@ -59,13 +81,22 @@ def run(
 
 
 def play(
-    grid: Grid, job: Job, log: EventLog, roster: Roster, exchange: Exchange, round_: int
+    grid: Grid,
+    job: Job,
+    log: EventLog,
+    roster: Roster,
+    exchange: Exchange,
+    round_: int,
+    needed: int,
+    late: dict[str, int],
 ) -> None:
     """One round: `train`, then `evaluate`; one event for each who takes part and one for all.
 
     Where there is nothing to learn from the others and nothing to measure, `evaluate` is left out.
     Who takes part for the first time gets the proxy pool before that.
-    Raises: FedkdError where nobody answers one of the two steps. To abstain is an answer.
+    Args: needed: how many clients must be heard; late: messages of the round before whose answers
+        may still come, by id, with their client; replaced by this round's.
+    Raises: Unheard where fewer answer one of the two steps. To abstain is an answer.
     """
     start = time.perf_counter()
     timeout_s = job.scenario.training.timeout_s
@@ -123,7 +154,8 @@ def play(
     if sizes is not None:
         condense.ask(content, sizes)
     summed: set[int] = set()
-    for reply in ask(grid, nodes, content, "train", timeout_s):
+    silent: dict[str, int] = {}
+    for reply in ask(grid, nodes, content, "train", timeout_s, silent):
         data = payload_of(reply.content)
         found = condense.heard(reply.content) if sizes is not None else None
         n_bytes = found[condense.BYTES] if found else _size(data)
@@ -142,24 +174,35 @@ def play(
         except PayloadError as error:
             refuse("train", reply.client, str(error))
 
-    if not heard:
-        raise _lost(round_, failures)
+    if job.scenario.attendance.late == "use":
+        for reply in belated(grid, late):
+            why = "is heard in this round" if reply.client in heard else None
+            try:
+                if why is None:
+                    exchange.hear(round_ - 1, reply.client, payload_of(reply.content))
+            except PayloadError as error:
+                why = str(error)
+            log.emit("late", round=round_, client=reply.client, used=why is None, reason=why)
+        late.clear()
+        late |= silent
+    if len(heard) < needed:
+        raise Unheard(round_, failures, len(heard), needed)
 
     verdict, said = exchange.tell(round_, talk)
     if all("abstained" in reports[client] for client in heard):
         said["note"] = ABSTAINED
     content = job.content(round_, roster.digest, verdict)
-    needed = verdict is not None or job.scenario.measures(round_)
+    goes_on = verdict is not None or job.scenario.measures(round_)
     heard.clear()
-    for reply in ask(grid, nodes if needed else {}, content, "evaluate", timeout_s):
+    for reply in ask(grid, nodes if goes_on else {}, content, "evaluate", timeout_s):
         down += _size(verdict)
         try:
             reports[reply.client] |= _metrics(reply)
             heard.add(reply.client)
         except PayloadError as error:
             refuse("evaluate", reply.client, str(error))
-    if needed and not heard:
-        raise _lost(round_, failures)
+    if goes_on and len(heard) < needed:
+        raise Unheard(round_, failures, len(heard), needed)
     for client, report in reports.items():
         log.emit("client", round=round_, client=client, **report)
     log.emit(
@@ -187,11 +230,6 @@ def participants(job: Job, roster: Roster, round_: int) -> list[int]:
     n_taking_part = job.scenario.training.taking_part(len(clients))
     draws = stream(job.seed, "server", round_, purpose="participants")
     return sorted(clients[i] for i in draws.choice(len(clients), n_taking_part, replace=False))
-
-
-def _lost(round_: int, failures: list[str]) -> FedkdError:
-    """Of a step that nobody answered: a later round would start from nothing that was said."""
-    return FedkdError(f"no client got through round {round_}; the first said: {failures[0]}")
 
 
 def _size(data: payload.Bytes | None) -> int:

@@ -31,8 +31,8 @@ from privacy.sensitivity import project
 from server import measures
 from server.calls import Talk
 from server.hearing import Single
+from server.job import Job, Roster
 from server.recorder import Recorder
-from server.setup import Job, Roster
 
 CLEAR = 2.0
 """Standard deviations of the noise above which a count says that somebody answered. Ours."""

@@ -3,132 +3,77 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from flwr.app import ConfigRecord, RecordDict
+import torch
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
 from fedkd import payload
-from fedkd.config import Scenario
-from fedkd.data.federation import Federation
+from fedkd.data.proxy import Foreign
 from fedkd.errors import FedkdError
 from fedkd.models.zoo import Shape
-from server.calls import POLL_S, ask, record_of
+from server import attendance
 from server.events import EventLog
+from server.job import Job, Roster
 
-HELLO_TIMEOUT_S = 600.0
-GATHER_TIMEOUT_S = 60.0
 MOST_SHOWN = 1000
 """Clients whose holdings go into the event log, for the report; a population is not listed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What one run is asked to do."""
-
-    scenario: Scenario
-    seed: int
-    state_folder: str
-    """Where simulated clients keep their state; clients with a folder of their own ignore it."""
-
-    @property
-    def world(self) -> Federation:
-        """Who holds what: a simulation's server measures by it, and never learns from it."""
-        return self.scenario.world(self.seed)
-
-    def content(self, round_: int, pool: str = "", data: payload.Bytes | None = None) -> RecordDict:
-        """The content of a message: the scenario, the round, the pool's digest and a payload."""
-        config = ConfigRecord(
-            {
-                "scenario": self.scenario.model_dump_json(),
-                "seed": self.seed,
-                "round": round_,
-                "state-folder": self.state_folder,
-                "pool": pool,
-            }
-        )
-        content = RecordDict({"config": config})
-        if data is not None:
-            content["payload"] = record_of(data)
-        return content
-
-
-@dataclass(frozen=True, kw_only=True)
-class Roster:
-    """The clients of a run and their proxy set."""
-
-    nodes: Mapping[int, int] | range
-    """Node id by client: `nodes[client]`."""
-    n_classes: int
-    shape: Shape
-    """Of one sample: channels, height, width."""
-    pool: payload.Pool | None
-    truth: tuple[NDArray[np.int64], NDArray[np.int64]] | None
-    """Labels [n_samples] and strata [records] of the proxy set, to measure by; None if unknown."""
-    packed: payload.Bytes | None
-    """The pool as it is sent."""
-    digest: str
-    holders: set[int]
-    """Clients that have the pool: it goes to each once, when it first takes part."""
-
-    @property
-    def positions(self) -> int:
-        """How many samples a proxy record is: 1 image, or L tokens."""
-        text = self.pool is not None and self.pool.x.dtype == np.int16
-        return self.shape[2] if text else 1
-
-    @property
-    def clients(self) -> Sequence[int]:
-        """All clients, ascending; never a list of a million."""
-        return range(len(self.nodes)) if isinstance(self.nodes, range) else sorted(self.nodes)
-
-
-def set_up(grid: Grid, job: Job, log: EventLog) -> Roster:
+def set_up(grid: Grid, job: Job, log: EventLog, kept: Path | None = None) -> Roster:
     """Find out who is there, and make the proxy pool.
 
     Nodes are greeted where only they know which client they are, or what it gives to the pool;
     a grid of our own names its nodes in partition order, and then nobody is asked for nothing.
-    Raises: FedkdError if a node does not answer, or two speak for one client.
+    Args: kept: the pool of a run that goes on: who gave to it need not be there any more.
+    Raises: FedkdError if fewer clients than are needed are there, or they hold different kinds.
     """
     world = job.world
-    ids = _gather(grid, world.n_clients)
+    nodes: dict[int, int] | range
+    ids = attendance.gather(grid, job.n_clients, job.scenario)
     hellos: list[payload.Hello] = []
-    nodes: Mapping[int, int] | range
-    if isinstance(ids, range) and not _gives(job):
+    if isinstance(ids, range) and world is not None and not _gives(job):
         nodes = ids
         channels, height, width = world.train.x.shape[1:]
-        shape, n_classes = (channels, height, width), world.train.n_classes
+        shape, n_classes, dtype = (
+            (channels, height, width),
+            world.train.n_classes,
+            world.train.x.dtype,
+        )
     else:
-        hellos, nodes = _greet(grid, job, ids)
+        greeted, reasons = attendance.greet(grid, ids, job.content(0), job.seats, log)
+        nodes = {client: node for client, (node, _) in greeted.items()}
+        hellos = [hello for _, hello in greeted.values()]
+        attendance.require(len(nodes), job.n_clients, job.scenario, reasons)
+        _check_alike(hellos)
         n_classes = hellos[0].n_classes
         channels, height, width = hellos[0].contribution.shape[1:]
         shape = (channels, height, width)
-    for client in range(min(world.n_clients, MOST_SHOWN)):
-        log.emit(
-            "hello",
-            client=client,
-            n_private=len(world.private[client]),
-            contributed=len(world.contributed[client]),
-            class_counts=world.counts(client).tolist(),
-        )
-    if not job.scenario.uses_pool:
-        pool, truth, packed, digest = None, None, None, ""
-    else:
-        pool, found = _pool(world, hellos), world.proxy_truth()
+        dtype = torch.from_numpy(hellos[0].contribution).dtype
+    _say_hello(job, hellos, log)
+    pool, truth, packed, digest = None, None, None, ""
+    if job.scenario.uses_pool:
+        if kept is not None and kept.exists():
+            packed = kept.read_bytes()
+            pool = payload.decode_pool(packed)
+        else:
+            pool = _pool(job, hellos, shape)
+            packed = payload.encode_pool(pool)
+        found = None if world is None else world.proxy_truth()
         truth = None if found is None else (found[0].ravel(), found[1])
-        packed = payload.encode_pool(pool)
         digest = hashlib.sha256(packed).hexdigest()
+        counts = (
+            None
+            if truth is None or world is None
+            else np.bincount(truth[1], minlength=world.train.n_strata).tolist()
+        )
         log.emit(
             "pool",
             n_samples=len(pool.x),
             n_contributed=int((pool.contributor >= 0).sum()),
-            class_counts=None
-            if truth is None
-            else np.bincount(truth[1], minlength=world.train.n_strata).tolist(),
+            class_counts=counts,
             bytes_up=sum(hello.contribution.nbytes for hello in hellos),
             bytes_each=len(packed),
         )
@@ -136,6 +81,7 @@ def set_up(grid: Grid, job: Job, log: EventLog) -> Roster:
         nodes=nodes,
         n_classes=n_classes,
         shape=shape,
+        dtype=dtype,
         pool=pool,
         truth=truth,
         packed=packed,
@@ -144,28 +90,34 @@ def set_up(grid: Grid, job: Job, log: EventLog) -> Roster:
     )
 
 
+def _say_hello(job: Job, hellos: Sequence[payload.Hello], log: EventLog) -> None:
+    """One event a client; what a client holds of each class is known of simulated ones only."""
+    world = job.world
+    if world is None:
+        for hello in hellos[:MOST_SHOWN]:
+            log.emit(
+                "hello",
+                client=hello.client,
+                n_private=hello.n_private,
+                contributed=len(hello.contribution),
+            )
+        return
+    for client in range(min(world.n_clients, MOST_SHOWN)):
+        log.emit(
+            "hello",
+            client=client,
+            n_private=len(world.private[client]),
+            contributed=len(world.contributed[client]),
+            class_counts=world.counts(client).tolist(),
+        )
+
+
 def _gives(job: Job) -> bool:
     """Whether clients give samples to the pool."""
-    return job.scenario.uses_pool and job.world.public_x is None
+    return job.scenario.uses_pool and job.scenario.proxy.name == "contributed"
 
 
-def _greet(grid: Grid, job: Job, ids: Sequence[int]) -> tuple[list[payload.Hello], dict[int, int]]:
-    """The hellos in partition order, and the node of each client."""
-    by_node = {node: node for node in ids}
-    hellos: dict[int, payload.Hello] = {}
-    nodes: dict[int, int] = {}
-    for reply in ask(grid, by_node, job.content(0), "query.hello", HELLO_TIMEOUT_S):
-        if reply.content is None:
-            raise FedkdError(f"a node did not say hello: {reply.failure}")
-        hello = payload.decode_hello(reply.content.array_records["payload"]["bytes"].data)
-        if hello.client in hellos:
-            raise FedkdError("two nodes speak for one client", value=hello.client)
-        hellos[hello.client], nodes[hello.client] = hello, reply.client
-    _check_alike(list(hellos.values()))
-    return [hellos[client] for client in sorted(hellos)], dict(sorted(nodes.items()))
-
-
-def _check_alike(hellos: list[payload.Hello]) -> None:
+def _check_alike(hellos: Sequence[payload.Hello]) -> None:
     """Raises: FedkdError if the clients do not hold the same kind of samples."""
     kinds = {(h.contribution.shape[1:], str(h.contribution.dtype), h.n_classes) for h in hellos}
     if len(kinds) > 1:
@@ -176,32 +128,18 @@ def _check_alike(hellos: list[payload.Hello]) -> None:
         )
 
 
-def _gather(grid: Grid, n_clients: int) -> Sequence[int]:
-    """The node ids, once all are there. Raises: FedkdError if it is not one node a client."""
-    deadline = time.monotonic() + GATHER_TIMEOUT_S
-    while len(nodes := _listed(grid)) < n_clients and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-    if len(nodes) != n_clients:
-        raise FedkdError(
-            "the scenario and the grid do not have the same number of clients",
-            value=f"{n_clients} clients, {len(nodes)} nodes",
-            fix="set partition.clients, or start one node a client "
-            f'(flwr run: --federation-config "num-supernodes={n_clients}")',
-        )
-    return nodes
-
-
-def _listed(grid: Grid) -> Sequence[int]:
-    """The node ids, ascending; a range stays one."""
-    nodes = grid.get_node_ids()
-    return nodes if isinstance(nodes, range) else sorted(nodes)
-
-
-def _pool(world: Federation, hellos: list[payload.Hello]) -> payload.Pool:
+def _pool(job: Job, hellos: Sequence[payload.Hello], shape: Shape) -> payload.Pool:
     """The proxy set: what the clients gave, or the scenario's public records."""
-    if world.public_x is not None:
-        contributor = np.full(len(world.public_x), -1, dtype=np.int32)
-        return payload.Pool(world.public_x.numpy(), contributor)
+    proxy, world = job.scenario.proxy, job.world
+    if not _gives(job):
+        if world is not None:
+            assert world.public_x is not None  # the proxy is public or foreign
+            x = world.public_x
+        else:
+            assert isinstance(proxy, Foreign)  # of `own` partitions nothing else is left
+            text = hellos[0].contribution.dtype == np.int16
+            x = proxy.images(shape, job.seed, hellos[0].n_classes if text else None)
+        return payload.Pool(x.numpy(), np.full(len(x), -1, dtype=np.int32))
     sizes = [len(hello.contribution) for hello in hellos]
     return payload.Pool(
         np.concatenate([hello.contribution for hello in hellos]),

@@ -13,10 +13,10 @@ from torch import Tensor
 from fedkd.data.canaries import IMAGES, TEXTS, Canaries, Canary, insert, sentences
 from fedkd.data.canary_images import HELD_OUT, hold_out, images
 from fedkd.data.dataset import NO_LABEL, Dataset, stratified
-from fedkd.data.partition import Natural, Partition
+from fedkd.data.partition import Natural, Own, Partition
 from fedkd.data.proxy import Contributed, Foreign, Proxy, Public
 from fedkd.data.sources import Source, load
-from fedkd.data.split import Ids
+from fedkd.data.split import LEAST, Ids
 from fedkd.data.text import Reading
 from fedkd.data.tokens import Tokens
 from fedkd.data.virtual import Nobody, Virtual
@@ -218,6 +218,56 @@ def build(
         planted=planted_records,
         first_in_proxy=first_in_proxy,
     )
+
+
+@lru_cache(maxsize=4)
+def held(source: Source, seat: int, partition: Own, proxy: Proxy | None, seed: int) -> Federation:
+    """What one client of a deployment knows: its own data under its seat, of the others nothing.
+
+    Its test set is the one that came with its data. Nothing is held out for validation.
+    Raises: FedkdError for labels or a vocabulary that the partition does not allow, or a seat.
+    """
+    if not 0 <= seat < partition.clients:
+        raise FedkdError(
+            "no such seat",
+            value=seat,
+            allowed=f"0 to {partition.clients - 1}",
+            fix="partition.clients",
+        )
+    splits = load(source)
+    train, test = (_among(part, partition.classes) for part in (splits.train, splits.test))
+    if len(train) < LEAST:
+        raise FedkdError("too few records to train and hold out", value=len(train), allowed="2")
+    everything = np.arange(len(train))
+    given = nothing = np.empty(0, np.int64)
+    if isinstance(proxy, Contributed):
+        given = proxy.give(everything, train.strata, seat, seed)
+    kept = np.setdiff1d(everything, given)
+    return Federation(
+        train=train,
+        test=test,
+        validation_ids=nothing,
+        private=tuple(kept if i == seat else nothing for i in range(partition.clients)),
+        contributed=tuple(given if i == seat else nothing for i in range(partition.clients)),
+        public_x=None,
+        public_y=None,
+        public_strata=None,
+        canaries=(),
+        tokens=source.tokens if isinstance(source, Reading) else None,
+        seed=seed,
+    )
+
+
+def _among(part: Dataset, n_classes: int) -> Dataset:
+    """The same records among so many classes; a client need not have seen all of them."""
+    if part.n_classes > n_classes or (part.is_text and part.n_classes != n_classes):
+        raise FedkdError(
+            "the data have other classes than the deployment",
+            value=part.n_classes,
+            allowed=f"{n_classes}" if part.is_text else f"at most {n_classes}",
+            fix="set partition.classes in the scenario, or look at the labels of the data",
+        )
+    return Dataset(part.x, part.y, n_classes, part.client_ids, part.topics, part.n_topics)
 
 
 def _check(canaries: Canaries, source: Source, proxy: Proxy | None) -> None:

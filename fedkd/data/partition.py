@@ -28,6 +28,7 @@ __all__ = [
     "Dirichlet",
     "Iid",
     "Natural",
+    "Own",
     "Partition",
     "Pathological",
     "Quantity",
@@ -135,8 +136,27 @@ class Natural(Section):
         return checked(np.split(order, starts[1:]))
 
 
+class Own(Section):
+    """Each client holds the data that it was started with: of deployments."""
+
+    name: Literal["own"] = "own"
+    clients: int = Field(default=2, ge=1)
+    """Seats: how many clients there may be."""
+    classes: int = Field(default=10, ge=2)
+    """Labels are below it, though a client may have few of them; of texts, the vocabulary."""
+
+    def split(self, labels: Ids, client_ids: Ids | None, seed: int) -> list[Ids]:
+        """Raises: FedkdError, as nobody has all the data."""
+        raise FedkdError(
+            "partition own has no data to share out: each client brings its own",
+            fix="fedkd deploy submit; or another partition.name, to simulate",
+        )
+
+
 Partition = Annotated[
-    Iid | Strong | Weak | Dirichlet | Pathological | Shards | Quantity | Natural | Virtual,
+    Iid | Strong | Weak | Dirichlet | Pathological | Shards | Quantity | Natural | Virtual | Own,
     Field(discriminator="name"),
 ]
-PARTITIONS = table(Iid, Strong, Weak, Dirichlet, Pathological, Shards, Quantity, Natural, Virtual)
+PARTITIONS = table(
+    Iid, Strong, Weak, Dirichlet, Pathological, Shards, Quantity, Natural, Virtual, Own
+)

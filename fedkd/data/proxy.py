@@ -41,13 +41,16 @@ class Contributed(Section):
         What is given is stratified by class, at least one sample, and leaves at least one.
         Shapes: `parts` holds int64 [k >= 2] indices into `labels` int64 [n].
         """
-        given = []
-        for client, part in enumerate(parts):
-            count = min(max(round(self.fraction * len(part)), 1), len(part) - 1)
-            rng = stream(seed, "data", client=client, purpose="contributed")
-            given.append(part[stratified(labels[part], count, rng)])
+        given = [self.give(part, labels, client, seed) for client, part in enumerate(parts)]
         kept = [np.setdiff1d(part, gift) for part, gift in zip(parts, given, strict=True)]
         return kept, given
+
+    def give(self, part: Ids, labels: Ids, client: int, seed: int) -> Ids:
+        """What one client gives of its part, as `divide` says."""
+        count = min(max(round(self.fraction * len(part)), 1), len(part) - 1)
+        rng = stream(seed, "data", client=client, purpose="contributed")
+        gift: Ids = part[stratified(labels[part], count, rng)]
+        return gift
 
 
 class Public(Section):

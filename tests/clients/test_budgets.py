@@ -30,8 +30,8 @@ from protected_runs import (
     protected,
 )
 from scenarios.simulate import simulate
+from server.job import Job
 from server.rounds import participants
-from server.setup import Job
 from small_runs import facts, small
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fedkd import payload
 from fedkd.errors import FedkdError
@@ -94,7 +95,7 @@ def test_a_refused_answer_is_not_recorded(tmp_path: Path) -> None:
     """It breaks the contract in its last row; what came before it must not be there either."""
     with closing(Recorder(tmp_path, 10**6)) as recorder:
         from server.exchanges import SoftLabels
-        from server.setup import Job, Roster
+        from server.job import Job, Roster
 
         scenario = small(audit=True, proxy=PROXY)
         world = scenario.world(1)

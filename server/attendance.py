@@ -1,0 +1,162 @@
+"""Who is there: nodes are gathered, greeted, bound to their seats; they leave and come back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from fedkd import payload
+from fedkd.config import Scenario
+from fedkd.errors import FedkdError, PayloadError
+from server.calls import POLL_S, ask, payload_of
+from server.events import EventLog
+from server.job import Job, Roster, Seats
+
+HELLO_TIMEOUT_S = 600.0
+LOOK_S = 0.5
+"""Between two looks at a grid that others carry; one of ours has all its nodes at once."""
+
+Greeted = dict[int, tuple[int, payload.Hello]]
+"""Node id and hello, by client."""
+
+
+class Unheard(FedkdError):
+    """Too few clients got through a round; it can be repeated."""
+
+    def __init__(self, round_: int, failures: Sequence[str], n_heard: int, needed: int) -> None:
+        whom = f"no client got through round {round_}"
+        if n_heard:
+            whom = f"{n_heard} of {needed} clients got through round {round_}"
+        super().__init__(f"{whom}; the first said: {failures[0]}" if failures else whom)
+        self.n_heard, self.needed = n_heard, needed
+
+
+def gather(grid: Grid, n_clients: int, scenario: Scenario) -> Sequence[int]:
+    """The node ids, once all are there; after `attendance.gather_s`, if there are enough.
+
+    Raises: FedkdError for fewer than are needed, or more nodes than there are clients.
+    """
+    deadline = time.monotonic() + scenario.attendance.gather_s
+    while len(nodes := _listed(grid)) < n_clients and time.monotonic() < deadline:
+        time.sleep(POLL_S if isinstance(nodes, range) else LOOK_S)
+    if len(nodes) > n_clients:
+        raise FedkdError(
+            "the scenario and the grid do not have the same number of clients",
+            value=f"{n_clients} clients, {len(nodes)} nodes",
+            fix="set partition.clients, or start one node a client "
+            f'(flwr run: --federation-config "num-supernodes={n_clients}")',
+        )
+    require(len(nodes), n_clients, scenario)
+    return nodes
+
+
+def require(n_there: int, n_clients: int, scenario: Scenario, reasons: Sequence[str] = ()) -> None:
+    """Raises: FedkdError unless so many clients are enough to begin.
+
+    All are needed unless `attendance.quorum` says how many are enough.
+    Args: reasons: why others that are there may not take part.
+    """
+    rule = scenario.attendance
+    needed = rule.needed(n_clients) if rule.quorum else n_clients
+    if n_there < needed:
+        why = f"; the first that was refused: {reasons[0]}" if reasons else ""
+        raise FedkdError(
+            f"too few clients are there to begin{why}",
+            value=f"{n_there} of {n_clients} after {rule.gather_s:g} s",
+            allowed=f"{needed} or more",
+            fix="start the others; or set attendance.quorum, attendance.gather_s or "
+            f'partition.clients (flwr run: --federation-config "num-supernodes={n_clients}")',
+        )
+
+
+def greet(
+    grid: Grid, ids: Sequence[int], content: RecordDict, seats: Seats | None, log: EventLog
+) -> tuple[Greeted, list[str]]:
+    """Ask nodes who they are; by client, ascending. Who may not take part is logged and left out.
+
+    A node speaks for its own seat only, and one node for a client: the first by node id.
+    Returns: who may take part, and why others may not.
+    """
+    greeted: Greeted = {}
+    reasons: list[str] = []
+    for reply in ask(grid, {node: node for node in ids}, content, "query.hello", HELLO_TIMEOUT_S):
+        node = reply.client
+        try:
+            data = payload_of(reply.content)
+            if data is None:
+                raise PayloadError(f"no hello: {reply.failure}")
+            hello = payload.decode_hello(data)
+            if seats is not None and seats.get(node) != hello.client:
+                raise PayloadError(
+                    f"node {node} speaks for a client that is not its own",
+                    value=hello.client,
+                    allowed=str(seats.get(node, "none: the node has no seat")),
+                )
+            if hello.client in greeted:
+                raise PayloadError("two nodes speak for one client", value=hello.client)
+            greeted[hello.client] = (node, hello)
+        except PayloadError as error:
+            reasons.append(str(error))
+            client = -1 if seats is None else seats.get(node, -1)
+            log.emit("refused", round=0, client=client, step="hello", reason=reasons[-1])
+    return dict(sorted(greeted.items())), reasons
+
+
+def look(grid: Grid, job: Job, roster: Roster, log: EventLog, round_: int) -> None:
+    """See who is there before a round: forget who has left, greet who has come or come back.
+
+    Whoever comes must hold the same kind of samples; what it would give to the pool is not taken,
+    since the pool is what it was when the run began.
+    """
+    if steady(grid):
+        return
+    listed = _listed(grid)
+    for client in [c for c, node in roster.nodes.items() if node not in listed]:
+        del roster.nodes[client]
+        log.emit("left", round=round_, client=client)
+    new = [node for node in listed if node not in roster.nodes.values()]
+    for client, (node, hello) in greet(grid, new, job.content(0), job.seats, log)[0].items():
+        kind = (hello.contribution.shape[1:], str(hello.contribution.dtype), hello.n_classes)
+        taken = client in roster.nodes
+        if taken or kind != (
+            roster.shape,
+            str(roster.dtype).removeprefix("torch."),
+            roster.n_classes,
+        ):
+            reason = "another node speaks for it" if taken else f"holds other samples: {kind}"
+            log.emit("refused", round=round_, client=client, step="hello", reason=reason)
+        else:
+            roster.nodes[client] = node
+            log.emit("joined", round=round_, client=client)
+
+
+def wait_for(grid: Grid, job: Job, roster: Roster, log: EventLog, round_: int) -> int:
+    """Look until enough clients are there, for at most `attendance.gather_s`.
+
+    Returns: how many a round needs.
+    Raises: Unheard if too few come.
+    """
+    rule = job.scenario.attendance
+    needed = rule.needed(job.scenario.training.taking_part(job.n_clients))
+    deadline = time.monotonic() + rule.gather_s
+    while True:
+        look(grid, job, roster, log, round_)
+        if len(roster.nodes) >= needed:
+            return needed
+        if time.monotonic() > deadline:
+            raise Unheard(round_, [f"only {len(roster.nodes)} clients are there"], 0, needed)
+        time.sleep(LOOK_S)
+
+
+def steady(grid: Grid) -> bool:
+    """Whether nodes neither come nor go, as on the grids of our own."""
+    return isinstance(grid.get_node_ids(), range)
+
+
+def _listed(grid: Grid) -> Sequence[int]:
+    """The node ids, ascending; a range stays one."""
+    nodes = grid.get_node_ids()
+    return nodes if isinstance(nodes, range) else sorted(nodes)

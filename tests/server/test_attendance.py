@@ -1,0 +1,181 @@
+"""Clients of a deployment come, leave, come back and answer late; a round is never counted twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedkd.errors import FedkdError
+from scenarios.simulate import simulate
+from server.events import Event
+from small_runs import consensus, facts
+from wandering import FIRST, Wandering, deployed, owned, play
+
+UNLIKE = ("seconds", "bytes_pool")
+"""Times; and a client that was silent gets the pool again."""
+
+
+def rounds(events: list[Event]) -> list[dict[str, Any]]:
+    """What the rounds and clients said, without times and what only a simulation knows."""
+    only = ("accepted_by_class", "precision", "recall", "consensus_accuracy", "accepted")
+    return [
+        {k: v for k, v in event.items() if not k.endswith("_s") and k not in (*UNLIKE, *only)}
+        for event in events
+        if event["event"] in ("client", "round")
+    ]
+
+
+def of_kind(events: list[Event], kind: str) -> list[tuple[int, int]]:
+    return [(e["round"], e["client"]) for e in events if e["event"] == kind]
+
+
+def test_clients_with_their_own_data_equal_their_simulation(tmp_path: Path) -> None:
+    configs, simulation = owned(tmp_path)
+    result = simulate(simulation, folder=tmp_path / "simulated")
+    grid = Wandering(configs)
+    events = play(grid, deployed(simulation), tmp_path / "deployed")
+    told = [event for event in facts(result) if event["event"] in ("client", "round")]
+    for event in told:
+        del event["cell"]
+    assert rounds(events) == rounds(told)
+    here, there = (
+        consensus(tmp_path / "deployed"),
+        consensus(tmp_path / "simulated/edgefd/seed-1"),
+    )
+    assert all(np.array_equal(here[key], there[key]) for key in there)
+
+
+def test_a_client_leaves_and_comes_back(tmp_path: Path) -> None:
+    configs, simulation = owned(tmp_path)
+    grid = Wandering(configs)
+
+    def after(event: Event) -> None:
+        if event["event"] == "round":
+            grid.here = {FIRST, FIRST + 2} if event["round"] == 1 else {FIRST, FIRST + 1, FIRST + 2}
+
+    attendance = {"quorum": 0.5, "gather_s": 0.1}
+    events = play(grid, deployed(simulation, attendance=attendance), tmp_path / "run", after)
+    assert of_kind(events, "left") == [(2, 1)]
+    assert of_kind(events, "joined") == [(3, 1)]
+    assert [e["n_clients"] for e in events if e["event"] == "round"] == [3, 2, 3]
+
+
+def test_a_run_begins_with_a_quorum_and_takes_whoever_comes_later(tmp_path: Path) -> None:
+    configs, simulation = owned(tmp_path)
+    grid = Wandering(configs)
+    grid.here = {FIRST, FIRST + 2}
+
+    def after(event: Event) -> None:
+        if event["event"] == "round":
+            grid.here = {FIRST, FIRST + 1, FIRST + 2}
+
+    attendance = {"quorum": 0.6, "gather_s": 0.1}
+    events = play(grid, deployed(simulation, attendance=attendance), tmp_path / "run", after)
+    assert of_kind(events, "joined") == [(2, 1)]
+    (pool,) = [event for event in events if event["event"] == "pool"]
+    given = [e["contributed"] for e in events if e["event"] == "hello"]
+    assert pool["n_contributed"] == sum(given)
+    assert len(given) == 2  # what comes later is not in the pool
+    last = [e for e in events if e["event"] == "client" and e["round"] == 3]
+    assert [e["client"] for e in last] == [0, 1, 2]
+
+
+def test_too_few_clients_to_begin(tmp_path: Path) -> None:
+    configs, simulation = owned(tmp_path)
+    grid = Wandering(configs)
+    grid.here = {FIRST}
+    with pytest.raises(FedkdError, match=r"too few clients are there to begin; got '1 of 3"):
+        play(grid, deployed(simulation, attendance={"gather_s": 0.05}), None)
+
+
+def test_a_round_without_quorum_is_repeated_and_not_counted_twice(tmp_path: Path) -> None:
+    """A client is silent in round 2: the repeat equals a round without a fault."""
+    configs, simulation = owned(tmp_path / "a")
+    calm = play(Wandering(configs), deployed(simulation), tmp_path / "calm")
+    configs, simulation = owned(tmp_path / "b")
+    grid = Wandering(configs)
+    training = {"rounds": 3, "distill": {"epochs": 2}, "timeout_s": 0.3}
+    attendance = {"quorum": 1.0, "gather_s": 0.05}
+
+    def after(event: Event) -> None:
+        if event["event"] == "round":
+            grid.late = {(FIRST + 1, 2)} if event["round"] == 1 else set()
+        if event["event"] == "repeated":
+            grid.late = set()
+
+    scenario = deployed(simulation, attendance=attendance, training=training)
+    events = play(grid, scenario, tmp_path / "run", after)
+    (again,) = [event for event in events if event["event"] == "repeated"]
+    assert again["round"] == 2
+    assert "2 of 3 clients got through round 2" in again["reason"]
+    assert rounds(events) == rounds(calm)
+    ledgers = sorted((tmp_path / "b").rglob("ledger.jsonl"))
+    assert len(ledgers) == 3
+    for ledger in ledgers:
+        lines = ledger.read_text().splitlines()
+        assert len(lines) == len(set(lines))
+        assert sum('"soft labels"' in line for line in lines) == 3
+
+
+def test_a_run_without_quorum_stops_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    configs, simulation = owned(tmp_path / "a")
+    calm = play(Wandering(configs), deployed(simulation), tmp_path / "calm")
+    configs, simulation = owned(tmp_path / "b")
+    grid = Wandering(configs)
+
+    def after(event: Event) -> None:
+        if event["event"] == "round" and event["round"] == 2:
+            grid.here = {FIRST}
+
+    attendance = {"quorum": 1.0, "gather_s": 0.05, "repeats": 1}
+    scenario = deployed(simulation, attendance=attendance)
+    with pytest.raises(FedkdError, match="only 1 clients are there"):
+        play(grid, scenario, tmp_path / "run", after)
+    grid.here = {FIRST, FIRST + 1, FIRST + 2}
+    events = play(grid, scenario, tmp_path / "run")
+    assert rounds(events) == rounds(calm)
+
+
+@pytest.mark.parametrize("policy", ["use", "drop"])
+def test_a_late_answer_is_used_or_dropped(tmp_path: Path, policy: str) -> None:
+    """Client 1 answers round 2 late, and is away in round 3."""
+    configs, simulation = owned(tmp_path)
+    grid = Wandering(configs)
+    training = {"rounds": 3, "distill": {"epochs": 2}, "timeout_s": 0.3}
+    attendance = {"quorum": 0.5, "gather_s": 0.05, "late": policy}
+    kept: dict[int, float] = {}
+
+    def after(event: Event) -> None:
+        if event["event"] == "round":
+            kept[event["round"]] = event["kept"]
+            grid.late = {(FIRST + 1, 2)}
+            if event["round"] == 2:
+                grid.here = {FIRST, FIRST + 2}
+
+    scenario = deployed(simulation, attendance=attendance, training=training)
+    events = play(grid, scenario, tmp_path / "run", after)
+    late = [(e["round"], e["client"], e["used"]) for e in events if e["event"] == "late"]
+    assert late == ([(3, 1, True)] if policy == "use" else [])
+    assert kept[2] < kept[1]
+    assert kept[3] == (kept[1] if policy == "use" else kept[2])
+
+
+def test_a_node_cannot_speak_for_another_seat(tmp_path: Path) -> None:
+    configs, simulation = owned(tmp_path)
+    grid = Wandering(configs)
+    grid._configs[FIRST + 1] = configs[1] | {"seat": 0}
+    honest = {FIRST: 0, FIRST + 1: 1, FIRST + 2: 2}
+    attendance = {"quorum": 0.5, "gather_s": 0.05}
+    scenario = deployed(simulation, attendance=attendance)
+    events: list[Event] = []
+    from scenarios.grids.local import serve
+    from server.app import make_app
+
+    serve(make_app(scenario, 1, tmp_path / "run", events.append, None, honest), grid)
+    refused = [e for e in events if e["event"] == "refused"]
+    assert {(e["client"], e["step"]) for e in refused} == {(1, "hello")}
+    assert "speaks for a client that is not its own" in refused[0]["reason"]
+    assert {e["client"] for e in events if e["event"] == "client"} == {0, 2}
