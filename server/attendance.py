@@ -111,16 +111,17 @@ def look(grid: Grid, job: Job, roster: Roster, log: EventLog, round_: int) -> No
     Whoever comes must hold the same kind of samples; what it would give to the pool is not taken,
     since the pool is what it was when the run began.
     """
-    if steady(grid):
+    nodes = roster.nodes
+    if isinstance(nodes, range):
         return
     listed = _listed(grid)
-    for client in [c for c, node in roster.nodes.items() if node not in listed]:
-        del roster.nodes[client]
+    for client in [c for c, node in nodes.items() if node not in listed]:
+        del nodes[client]
         log.emit("left", round=round_, client=client)
-    new = [node for node in listed if node not in roster.nodes.values()]
+    new = [node for node in listed if node not in nodes.values()]
     for client, (node, hello) in greet(grid, new, job.content(0), job.seats, log)[0].items():
         kind = (hello.contribution.shape[1:], str(hello.contribution.dtype), hello.n_classes)
-        taken = client in roster.nodes
+        taken = client in nodes
         if taken or kind != (
             roster.shape,
             str(roster.dtype).removeprefix("torch."),
@@ -129,7 +130,7 @@ def look(grid: Grid, job: Job, roster: Roster, log: EventLog, round_: int) -> No
             reason = "another node speaks for it" if taken else f"holds other samples: {kind}"
             log.emit("refused", round=round_, client=client, step="hello", reason=reason)
         else:
-            roster.nodes[client] = node
+            nodes[client] = node
             log.emit("joined", round=round_, client=client)
 
 

@@ -26,7 +26,7 @@ FIRST = 5000
 
 
 class Wandering(LocalGrid):
-    """Carries messages to the nodes in `here`; replies of `late` (node, round) come a round later."""
+    """Carries messages to the nodes in `here`; replies of `late` (node, round) come later."""
 
     def __init__(self, configs: Sequence[Mapping[str, Any]], app: ClientApp = client_app) -> None:
         super().__init__(0)

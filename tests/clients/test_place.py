@@ -85,7 +85,7 @@ def test_noise_comes_from_the_secret_and_batches_from_the_seed(tmp_path: Path) -
         seen[run] = (newest / "arrays.safetensors").read_bytes()
     assert seen["one"] != seen["two"]
     for entry in look(next((tmp_path / "one/0").rglob("ledger.jsonl"))):
-        assert entry.claims or entry.what != "soft labels"
+        assert entry.guarantee == "proved" or entry.what != "soft labels"
 
 
 def test_runs_of_one_client_are_kept_apart(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_client_that_does_not_agree_is_left_out_and_says_why(tmp_path: Path) -
 
 
 def test_a_round_is_not_answered_twice_to_two_questions(tmp_path: Path) -> None:
-    """A server that goes back to round 2 after other lessons gets no second answer under one noise."""
+    """Back at round 2 after other lessons, a server gets no second answer under one noise."""
     configs, simulation = owned(tmp_path)
     scenario = deployed(simulation, attendance={"quorum": 0.3, "gather_s": 0.05})
     run = tmp_path / "run"
@@ -184,7 +184,7 @@ def test_a_round_is_not_answered_twice_to_two_questions(tmp_path: Path) -> None:
 
 
 def test_a_new_lesson_before_a_round_that_was_answered(tmp_path: Path) -> None:
-    """Client 0 has answered round 3; the server teaches it another round 2 and asks round 3 again."""
+    """Client 0 has answered round 3; it is taught another round 2 and asked round 3 again."""
     configs, simulation = owned(tmp_path)
     scenario = deployed(simulation, attendance={"quorum": 0.3, "gather_s": 0.05, "repeats": 0})
     run = tmp_path / "run"

@@ -51,7 +51,7 @@ def class_counts(parts: list[Ids], labels: Ids, n_classes: int) -> Ids:
     return np.stack([np.bincount(labels[part], minlength=n_classes) for part in parts])
 
 
-ROWS = sorted(PARTITIONS.keys() - {"natural", "virtual"})
+ROWS = sorted(PARTITIONS.keys() - {"natural", "virtual", "own"})
 LIMITS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "dirichlet": {"alpha": st.floats(0.1, 1000)},
     "quantity": {"alpha": st.floats(0.001, 1000)},

@@ -1,4 +1,4 @@
-"""Clients of a deployment come, leave, come back and answer late; a round is never counted twice."""
+"""Clients of a deployment come, leave and answer late; a round is never counted twice."""
 
 from __future__ import annotations
 

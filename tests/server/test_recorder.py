@@ -104,6 +104,7 @@ def test_a_refused_answer_is_not_recorded(tmp_path: Path) -> None:
             nodes=range(3),
             n_classes=10,
             shape=(1, 8, 8),
+            dtype=torch.float32,
             pool=payload.Pool(world.public_x.numpy(), np.full(60, -1, np.int32)),
             truth=None,
             packed=None,
