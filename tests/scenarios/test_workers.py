@@ -193,7 +193,7 @@ def test_a_block_for_workers_can_be_calibrated_and_is_kept(tmp_path: Path) -> No
     result = simulate(scenario, folder=tmp_path)
     assert result.scenario.grid.block == (1,), "one worker gets two blocks of three clients or more"
     one_by_one = simulate(scenario.on(Grid(block=0)))
-    assert set(one_by_one.scenario.blocks.values()) == {1}, "one client at a time, whatever is fastest"
+    assert set(one_by_one.scenario.blocks.values()) == {1}, "one at a time, whatever is fastest"
     assert facts(one_by_one) == facts(result)
 
 
