@@ -27,6 +27,7 @@ from fedkd.config import Scenario
 from fedkd.data.federation import Federation
 from fedkd.data.sources import Source
 from fedkd.errors import FedkdError
+from fedkd.files import write
 
 SECRET_BYTES = 32
 _SOURCE: TypeAdapter[Source] = TypeAdapter(Source)
@@ -115,20 +116,10 @@ def _consent(text: str) -> Consent:
 @lru_cache(maxsize=8)
 def _kept_secret(path: Path) -> bytes:
     """The secret in a file, made at the first need; nobody but its owner may read it."""
-    try:
-        file = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+    if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        made = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(made, "wb") as new:
-            new.write(os.urandom(SECRET_BYTES))
-            new.flush()
-            os.fsync(new.fileno())
-        part.replace(path)
-        file = os.open(path, os.O_RDONLY)
-    with os.fdopen(file, "rb") as kept:
-        secret = kept.read()
+        write(path, os.urandom(SECRET_BYTES), 0o600)
+    secret = path.read_bytes()
     if len(secret) != SECRET_BYTES:
         raise FedkdError("the client's secret is damaged", value=str(path), fix="restore that file")
     return secret

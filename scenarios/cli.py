@@ -21,6 +21,7 @@ from scenarios.audit.protections import offered
 from scenarios.bench.suite import suite
 from scenarios.budget import forecast, on_target, unit_of, ways_to
 from scenarios.catalogue import catalogue
+from scenarios.deploy import cli as deploy
 from scenarios.doctor import examine
 from scenarios.progress import Progress, table_of
 from scenarios.report import page
@@ -33,6 +34,7 @@ app = typer.Typer(
 # Not to a terminal: wide, so that tables in files and pipes keep a line a row.
 console = Console(width=None if sys.stdout.isatty() else 120)
 INTERRUPTED = 130
+app.add_typer(deploy.app, name="deploy")
 
 Workers = Annotated[
     int | None,
@@ -201,6 +203,19 @@ def audit(
         Console(stderr=True).print(f"[bold red]{escape(line)}[/bold red]", soft_wrap=True)
     if contradicted:
         raise typer.Exit(1)
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(metavar="RUN|SERVER", help="Of a run, or a server's.")],
+) -> None:
+    """Follow a run that another process or a server carries out; Ctrl-C leaves the run alone."""
+    from scenarios.watch import watch as follow
+
+    try:
+        follow(folder, console)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command(name="list")

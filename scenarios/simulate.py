@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +19,7 @@ from clients.store import MemoryStore
 from fedkd import config, device
 from fedkd.config import Grid, Scenario
 from fedkd.errors import FedkdError
+from fedkd.files import locked
 from fedkd.models import zoo
 from privacy import ledger
 from privacy.ledger import Ledger
@@ -211,20 +209,3 @@ def _keep_scenario(folder: Path, scenario: Scenario) -> None:
             fix=f"fedkd resume {folder}, or choose another folder",
         )
     path.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def locked(folder: Path, name: str = "lock") -> Iterator[None]:
-    """Keep a second process out of the run folder; the lock goes with the process.
-
-    Args: name: of what is locked; an audit's keeps out other audits, and not the run.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / name).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise FedkdError(
-                "another process is working in this run folder", value=os.fspath(folder)
-            ) from None
-        yield

@@ -7,13 +7,15 @@ import secrets
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedkd.config import Scenario, load
 from fedkd.errors import FedkdError
+from fedkd.files import locked, write
 from privacy.ledger import Ledger
-from server import checkpoint, rounds
+from server import rounds
 from server.events import EventLog, Listener
 from server.job import Job, Seats
 from server.recorder import Recorder
@@ -27,6 +29,9 @@ It is only ever added to: a resumed run cuts its events back, but what was told 
 
 DONE = "done"
 """In the folder of a run: it is over."""
+
+FAILED = "failed"
+"""In the folder of a deployed run: why it stopped, until it is submitted again."""
 
 UPLOADS = "uploads"
 """In the folder of a run with `audit`: the recording of what the server heard and told."""
@@ -103,17 +108,30 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     folder = Path(str(config["folder"])).expanduser()
     if "nodes" in config:
-        scenario, seats = load(folder / "scenario.toml"), seats_of(Path(str(config["nodes"])))
-        for seed in scenario.seeds:
-            cell = folder / scenario.method.name / f"seed-{seed}"
-            if not (cell / DONE).exists():
-                _run(grid, scenario, seed, cell, print_round, seats=seats)
-                (cell / DONE).touch()
+        _deployed(grid, folder, Path(str(config["nodes"])))
         return
     home = Path(__file__).parent.parent
     scenario = load(home / str(config["scenario"]), str(config["set"]).split())
     for seed in scenario.seeds:
         _run(grid, scenario, seed, folder / f"{scenario.name}-seed{seed}", print_round)
+
+
+def _deployed(grid: Grid, folder: Path, nodes: Path) -> None:
+    """A run of a deployment. What stops it for good is said in its folder; after kill -9, or where
+    the SuperLink went away, nothing is said, and who watches over it starts it again."""
+    with locked(folder):
+        try:
+            scenario, seats = load(folder / "scenario.toml"), seats_of(nodes)
+            for seed in scenario.seeds:
+                cell = folder / scenario.method.name / f"seed-{seed}"
+                if not (cell / DONE).exists():
+                    _run(grid, scenario, seed, cell, print_round, seats=seats)
+                    (cell / DONE).touch()
+        except httpx.HTTPError:
+            raise
+        except Exception as error:
+            (folder / FAILED).write_text(f"{error}", encoding="utf-8")
+            raise
 
 
 def seats_of(path: Path) -> Seats:
@@ -132,7 +150,7 @@ def _name_of(folder: Path) -> str:
     """What the run is called among all that a client takes part in: made once, and kept."""
     path = folder / "name"
     if not path.exists():
-        checkpoint.write(path, secrets.token_hex(16).encode())
+        write(path, secrets.token_hex(16).encode())
     return path.read_text()
 
 

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from fedkd.payload import Bytes
 from fedkd.wire import STYPE
+from server.link import pull
 
 POLL_S = 0.02
 GRACE_S = 600.0
@@ -66,7 +67,7 @@ def ask(
     deadline = time.monotonic() + timeout_s
     for client in clients:
         while client not in arrived:
-            pulled = list(grid.pull_messages(list(ids)))
+            pulled = pull(grid, ids)
             for message in pulled:
                 sender = ids.pop(message.metadata.reply_to_message_id)
                 arrived[sender] = _reply(sender, message)
@@ -83,7 +84,7 @@ def belated(grid: Grid, silent: dict[str, int]) -> Iterator[Reply]:
     """Replies to `silent` messages of an earlier round that have come by now; each comes once."""
     if not silent:
         return
-    came = {m.metadata.reply_to_message_id: m for m in grid.pull_messages(list(silent))}
+    came = {m.metadata.reply_to_message_id: m for m in pull(grid, silent)}
     for id_ in sorted(came, key=lambda id_: silent[id_]):
         yield _reply(silent.pop(id_), came[id_])
 

@@ -45,13 +45,6 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(old)
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write a file by a rename: it is there whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    part.replace(path)
-
-
 def latest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint, or None. Raises: FedkdError for one that cannot be read."""
     rounds = _rounds(folder)

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from fedkd import payload
 from fedkd.errors import PayloadError
+from fedkd.files import write
 from fedkd.rng import stream
 from privacy.ledger import Ledger
 from server import attendance, checkpoint, condense, measures
@@ -54,7 +55,7 @@ def run(
     if roster.packed is not None:
         recorder.pool(roster.packed)
         if kept is not None and not kept.exists():
-            checkpoint.write(kept, roster.packed)
+            write(kept, bytes(roster.packed))
     exchange = exchange_of(job, roster, ledger, recorder)
     if saved:
         exchange.restore(saved.arrays)

@@ -16,6 +16,7 @@ import numpy as np
 from fedkd import config
 from fedkd.config import Scenario
 from fedkd.errors import FedkdError
+from fedkd.files import locked
 from scenarios.audit.curves import exposures, rocs
 from scenarios.audit.pictures import Point, leakage, utility
 from scenarios.audit.protections import BASELINE, Chosen, chosen
@@ -24,7 +25,7 @@ from scenarios.audit.run import audit
 from scenarios.report import page
 from scenarios.report.figures import png
 from scenarios.results import Result
-from scenarios.simulate import Listener, locked, plans, simulate
+from scenarios.simulate import Listener, plans, simulate
 
 Auditor = Callable[[Path], object]
 """ByName a run folder; what was done there is not done again."""

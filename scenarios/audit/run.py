@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 from fedkd.config import Grid, Scenario
 from fedkd.errors import FedkdError, did_you_mean
+from fedkd.files import locked
 from fedkd.rng import stream
 from scenarios.audit import findings
 from scenarios.audit.evidence import Cell
 from scenarios.audit.findings import Finding
 from scenarios.audit.parts import PARTS
 from scenarios.audit.views import Views
-from scenarios.simulate import Plan, locked, plans, scenario_of, simulate
+from scenarios.simulate import Plan, plans, scenario_of, simulate
 
 LOCK = "audit.lock"
 ALONE = "local-only"

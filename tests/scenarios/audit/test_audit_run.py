@@ -16,6 +16,7 @@ import pytest
 import fedkd
 from fedkd.config import Scenario
 from fedkd.errors import FedkdError
+from fedkd.files import locked
 from privacy.audit.exposure import NULL_BITS
 from privacy.events import Gaussian
 from privacy.ledger import Release
@@ -23,7 +24,7 @@ from scenarios.audit import findings
 from scenarios.audit.findings import OBSERVERS, Finding
 from scenarios.audit.parts import PARTS
 from scenarios.audit.run import Audit, Step, audit
-from scenarios.simulate import locked, simulate
+from scenarios.simulate import simulate
 from small_runs import small
 
 HOME = Path(__file__).parents[3]
