@@ -31,6 +31,8 @@ SLOWEST_S = 1.0
 """Between two looks for a message: short after one, longer and longer while none comes."""
 WAIT_S = 2.0
 """Before the next try at a server that does not answer."""
+GRACE_S = 20.0
+"""How long a server may refuse: one that has just come up learns its clients' keys first."""
 Say = Callable[[str], None]
 
 
@@ -135,6 +137,7 @@ def serve(node: Node, say: Say, stop: threading.Event, heartbeat_s: int) -> None
     """
     beating = threading.Thread(target=_beat, args=(node.fleet, stop, heartbeat_s), daemon=True)
     trouble, wait, joined = "", POLL_S, False
+    refused_since = None
     try:
         while not stop.is_set():
             try:
@@ -146,13 +149,18 @@ def serve(node: Node, say: Say, stop: threading.Event, heartbeat_s: int) -> None
                 worked = node.turn()
                 if trouble:
                     say("the server is back")
-                trouble = ""
+                trouble, refused_since = "", None
                 wait = POLL_S if worked else min(wait * 1.2, SLOWEST_S)
                 stop.wait(0 if worked else wait)
             except Unreachable as error:
                 if not trouble:
                     trouble = str(error)
                     say(f"{trouble}; trying again until it answers")
+                stop.wait(WAIT_S)
+            except NotAccepted:
+                refused_since = refused_since or time.monotonic()
+                if time.monotonic() - refused_since > GRACE_S:
+                    raise
                 stop.wait(WAIT_S)
     finally:
         if joined:

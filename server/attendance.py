@@ -65,7 +65,7 @@ def require(n_there: int, n_clients: int, scenario: Scenario, reasons: Sequence[
         why = f"; the first that was refused: {reasons[0]}" if reasons else ""
         raise FedkdError(
             f"too few clients are there to begin{why}",
-            value=f"{n_there} of {n_clients} after {rule.gather_s:g} s",
+            value=f"{n_there} of {n_clients}",
             allowed=f"{needed} or more",
             fix="start the others; or set attendance.quorum, attendance.gather_s or "
             f'partition.clients (flwr run: --federation-config "num-supernodes={n_clients}")',

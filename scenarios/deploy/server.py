@@ -37,8 +37,11 @@ STARTS = 5
 STUB = '''\
 """What the SuperLink is given: the installed fedkd, by name."""
 
-from server.app import app as server
-from clients.app import app as client
+from clients import app as clients_app
+from server import app as server_app
+
+server = server_app.app
+client = clients_app.app
 '''
 PROJECT = """\
 [project]
@@ -301,7 +304,8 @@ class Watch:
         except json.JSONDecodeError:
             found = {"success": False, "error-message": done.stderr or done.stdout}
         if not found.get("success", True):
-            raise FedkdError(f"flwr {words[0]}: {found.get('error-message', found)}")
+            said = " ".join(str(found.get("error-message", found)).split())
+            raise FedkdError(f"flwr {words[0]}: {said}")
         return found
 
 
