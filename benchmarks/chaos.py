@@ -21,12 +21,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from deployments import Deployment, consensus, deployment, facts, ledgers, rehearsal
 
@@ -65,8 +67,9 @@ def victim(real: Deployment, kill: Kill) -> int | None:
         kill.kind, "flwr-serverapp"
     )
     for process in psutil.Process(server).children(recursive=True):
-        if any(part in word for word in process.cmdline()):
-            return process.pid
+        with suppress(psutil.Error):  # it may be gone by now
+            if any(part in word for word in process.cmdline()):
+                return process.pid
     return None
 
 
