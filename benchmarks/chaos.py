@@ -30,7 +30,14 @@ import psutil
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from deployments import Deployment, consensus, deployment, facts, ledgers, rehearsal
+from deployments import (  # noqa: E402
+    Deployment,
+    consensus,
+    deployment,
+    facts,
+    ledgers,
+    rehearsal,
+)
 
 KINDS = ("superlink", "superexec", "serverapp", "client", "server")
 ROUNDS = 15
