@@ -311,6 +311,7 @@ def _open(message: Message, context: Context, store_of: Stores) -> tuple[Client,
         world=place.world(scenario, seed),
         device=device.resolve(scenario.device),
         secret=place.secret(job, seed),
+        tells=place.consent is None or place.consent.tells,
     )
     return client, place.store(job) or store_of(config)
 
@@ -367,6 +368,6 @@ def _reply(message: Message, sealed: Sealed | None = None, client: Client | None
         content["payload"] = ArrayRecord({"bytes": Array("uint8", (len(data),), STYPE, data)})
     if client is not None:
         content["metrics"] = MetricRecord(
-            {key: float(value) for key, value in client.metrics.items() if np.isfinite(value)}
+            {key: float(value) for key, value in client.told.items() if np.isfinite(value)}
         )
     return Message(content, reply_to=message)

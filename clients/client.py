@@ -19,6 +19,13 @@ from fedkd.models.zoo import Classifier, Shape, build
 from fedkd.payload import Pool
 from fedkd.rng import stream, torch_stream
 
+OPEN = frozenset(
+    {"abstained", "n_private"}
+    | {f"{phase}_{what}" for phase in ("train", "distill") for what in ("samples", "s")}
+    | {"filter_s", "answer_s"}
+)
+"""Metrics of every client: sizes, which the accounting takes as public, and times."""
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -34,12 +41,19 @@ class Client:
     device: torch.device
     secret: int | None = None
     """What is drawn in private comes from it, see `clients.place`; None: from the seed."""
+    tells: bool = True
+    """Whether it reports what it measures on its private data; else counts and times only."""
     metrics: dict[str, float] = field(default_factory=dict)
 
     def took(self, phase: str, seconds: float) -> None:
         """Add wall time to the metric `phase_s`."""
         key = f"{phase}_s"
         self.metrics[key] = self.metrics.get(key, 0.0) + seconds
+
+    @property
+    def told(self) -> dict[str, float]:
+        """The metrics that leave."""
+        return {key: value for key, value in self.metrics.items() if self.tells or key in OPEN}
 
     def draws(self, purpose: str) -> np.random.Generator:
         """This client's stream of this round for one purpose."""

@@ -28,8 +28,16 @@ class Consent(Section):
     """If set, a run must hold each client to a budget of at most so much at `delta` or less, for
     the unit `unit`."""
     delta: float = Field(1e-5, gt=0, lt=1)
+    measures: bool = True
+    """Whether losses and accuracies are told, which come from the private data and which no ledger
+    charges; never where `epsilon` is set."""
     unit: Literal["record", "client"] = "record"
     """A budget for whole clients, replaced, holds for one record of them too."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether measures leave."""
+        return self.measures and self.epsilon is None
 
     def check(self, scenario: Scenario) -> None:
         """Raises: FedkdError, with what this client does not agree to."""

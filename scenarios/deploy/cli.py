@@ -80,6 +80,23 @@ def client(
 
 
 @app.command()
+def explain(
+    folder: Annotated[Path, typer.Argument(metavar="CLIENT", help="FOLDER/clients/NAME.")],
+    scenario: Annotated[Path, typer.Argument(help="What the server would run.")],
+    data: Annotated[str | None, typer.Option(help="Own data, as for `client`.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
+    ] = None,
+) -> None:
+    """What would leave this client, to whom, how much and at what cost; nothing is sent."""
+    from scenarios.deploy.explain import explain as words
+
+    for line in words(folder, config.load(scenario, overrides or ()), data):
+        say(line)
+
+
+@app.command()
 def submit(
     folder: Server,
     scenario: Annotated[str, typer.Argument(metavar="SCENARIO|RUN", help="What to run.")],
