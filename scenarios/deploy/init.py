@@ -105,7 +105,7 @@ def rotate_client(folder: Path, name: str) -> None:
 def revoke(server: Path, name: str) -> Path:
     """Take a client's key off the list; a running server lets it go within seconds.
 
-    Returns: where the key lies now; moved back, it is allowed again.
+    Returns: where the key lies now. It is never taken again: `rotate_client` makes a new one.
     Raises: FedkdError for a client that is not on the list.
     """
     server_settings(server).seat(name)

@@ -18,12 +18,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedkd.errors import FedkdError
 from fedkd.files import is_locked, locked, write
+from scenarios.deploy.control import Control, node_key
 from scenarios.deploy.folder import ServerSettings, nodes, runs, server_settings
 from scenarios.deploy.runs import Run, queue
 
@@ -211,10 +213,9 @@ class Watch:
         for child in reversed(self.children):
             child.stop()
 
-    def nodes_listed(self) -> list[dict[str, Any]]:
-        """The SuperLink's list of nodes: node-id and status, among others."""
-        listed: list[dict[str, Any]] = self._flwr("supernode", "list")["nodes"]
-        return listed
+    def control(self) -> Control:
+        """The SuperLink's Control API; to be closed."""
+        return Control(self.address, (self.folder / "ca.crt").read_bytes())
 
     def _wait_healthy(self) -> None:
         context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
@@ -242,23 +243,33 @@ class Watch:
         return allowed != known
 
     def _keys(self) -> None:
-        """Make the SuperLink's list of nodes that of the folder `nodes`."""
-        table = nodes(self.folder)
-        there = {int(node["node-id"]) for node in self.nodes_listed()}
-        wanted = {path.stem: path for path in sorted((self.folder / "nodes").glob("*.pub"))}
+        """Make the SuperLink's list of nodes that of the folder `nodes`.
+
+        What it has registered is found by its key: a process that was killed between a registration
+        and its note in nodes.json registers nothing twice, which a SuperLink refuses.
+        """
+        paths = sorted((self.folder / "nodes").glob("*.pub"))
+        wanted = {path.stem: (node_key(path), path.read_text()) for path in paths}
+        allowed = {key for key, _ in wanted.values()}
+        names = {node: about["name"] for node, about in nodes(self.folder).items()}
         kept: dict[int, dict[str, Any]] = {}
-        for node, about in table.items():
-            path = wanted.get(about["name"])
-            if node in there and path is not None and path.read_text() == about["key"]:
-                kept[node] = about
-                del wanted[about["name"]]
-            elif node in there:
-                self._flwr("supernode", "unregister", str(node))
-                self.say(f"client {about['name']} is no longer allowed")
-        for name, path in wanted.items():
-            seat = server_settings(self.folder).seat(name)
-            node = int(self._flwr("supernode", "register", str(path))["node-id"])
-            kept[node] = {"seat": seat, "name": name, "key": path.read_text()}
+        with closing(self.control()) as control:
+            listed = control.nodes()
+            for node in listed:
+                if node.allowed and node.key not in allowed:
+                    control.unregister(node.id)
+                    self.say(f"client {names.get(node.id, node.id)} is no longer allowed")
+            known = {node.key: node for node in listed}
+            for name, (key, line) in wanted.items():
+                seat = server_settings(self.folder).seat(name)
+                found = known.get(key)
+                if found is not None and not found.allowed:
+                    self.say(
+                        f"client {name} was revoked, and a revoked key cannot be allowed again; "
+                        f"make it a new one: fedkd deploy rotate FOLDER --client {name}"
+                    )
+                id_ = control.register(key) if found is None else found.id
+                kept[id_] = {"seat": seat, "name": name, "key": line}
         write(self.folder / "nodes.json", json.dumps(kept, indent=1).encode())
 
     def _runs(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ def status(folder: Path) -> dict[str, Any]:
     online: dict[int, str] = {}
     if serving:
         try:
-            listed = Watch(folder, settings, lambda line: None).nodes_listed()
-            online = {int(node["node-id"]): node["status"] for node in listed}
+            with closing(Watch(folder, settings, lambda line: None).control()) as control:
+                online = {
+                    node.id: node.state if node.allowed else "revoked" for node in control.nodes()
+                }
         except FedkdError:
             serving = False
     by_name = {about["name"]: node for node, about in nodes(folder).items()}

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from deployments import Deployment, consensus, deployment, facts, ledgers, rehearsal, until
 from scenarios.deploy import init
-from scenarios.deploy.folder import client_settings, dump
+from scenarios.deploy.folder import client_settings, dump, nodes
 from scenarios.deploy.status import status
 from scenarios.simulate import simulate
 
@@ -49,6 +49,7 @@ def _nobody_else_gets_in(real: Deployment) -> None:
     )
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, context=trusted, timeout=10)
+    refused.value.close()
     assert refused.value.code in (401, 403, 415)
     with socket.create_connection(("localhost", real.port), timeout=10) as plain:
         plain.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -78,6 +79,14 @@ def test_who_is_not_welcome_is_told_why(tmp_path: Path) -> None:
         assert real.processes["client-1"].wait(60) == 2
         assert "revoked" in real.said("client-1")
         until(lambda: status(real.server)["clients"][0]["state"] == "revoked", 30, "status")
+        back = real.server / "nodes/revoked/client-1.pub"
+        back.rename(real.server / "nodes/client-1.pub")
+        real.wait_for("server", "cannot be allowed again")
+        assert status(real.server)["clients"][0]["state"] == "revoked"
+        # As after kill -9 between a registration and its note: found again, not registered twice.
+        noted = nodes(real.server)
+        (real.server / "nodes.json").unlink()
+        until(lambda: nodes(real.server) == noted, 30, "the same nodes are noted again")
         real.stop("server")
         init.rotate(real.folder, days=-1)
         real.start("server")
