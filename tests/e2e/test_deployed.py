@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from deployments import Deployment, consensus, deployment, facts, ledgers, rehearsal, until
 from scenarios.deploy import init
+from scenarios.deploy.doctor import examine
 from scenarios.deploy.folder import client_settings, dump
 from scenarios.deploy.status import status
 from scenarios.simulate import simulate
@@ -35,6 +36,8 @@ def test_three_rounds_equal_a_simulation_to_the_bit(tmp_path: Path) -> None:
         assert ledgers(states) == ledgers(simulated)
         assert [one["state"] for one in status(real.server)["clients"]] == ["online"] * 2
         _nobody_else_gets_in(real)
+        for part in ("server", "clients/client-1"):
+            assert [one for one in examine(real.folder / part) if not one.ok] == []
 
 
 def _nobody_else_gets_in(real: Deployment) -> None:
