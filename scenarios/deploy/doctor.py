@@ -283,3 +283,5 @@ def _accepted(folder: Path, address: str) -> Finding:
             False,
             "on the server: fedkd deploy status; fedkd deploy rotate --client NAME",
         )
+    finally:
+        line.close()

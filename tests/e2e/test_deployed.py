@@ -53,6 +53,7 @@ def _nobody_else_gets_in(real: Deployment) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, context=trusted, timeout=10)
     assert refused.value.code in (401, 403)
+    refused.value.close()
     with socket.create_connection(("localhost", real.port), timeout=10) as plain:
         plain.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert not plain.recv(100).startswith(b"HTTP/1.1 200")
