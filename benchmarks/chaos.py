@@ -73,9 +73,9 @@ def victim(real: Deployment, kill: Kill) -> int | None:
     part = {"superlink": "flower-superlink", "superexec": "flower-superexec"}.get(
         kill.kind, "flwr-serverapp"
     )
-    with suppress(psutil.NoSuchProcess):  # the server process was killed, and is not back yet
+    with suppress(psutil.Error):  # it may be gone by now, or its parent
         for process in psutil.Process(server).children(recursive=True):
-            with suppress(psutil.Error):  # it may be gone by now
+            with suppress(psutil.Error):
                 if any(part in word for word in process.cmdline()):
                     return process.pid
     return None

@@ -161,6 +161,10 @@ class Fleet:
         with suppress(httpx.HTTPError, RuntimeError):
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node))
 
+    def close(self) -> None:
+        """Hang up."""
+        self._client.close()
+
     def _call(self, call: Callable[[], T]) -> T:
         try:
             return call()

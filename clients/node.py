@@ -165,6 +165,7 @@ def serve(node: Node, say: Say, stop: threading.Event, heartbeat_s: int) -> None
     finally:
         if joined:
             node.fleet.leave()
+        node.fleet.close()
 
 
 def _beat(fleet: Fleet, stop: threading.Event, heartbeat_s: int) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -247,16 +247,31 @@ def bench(
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    deployment: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Look at a deployment instead: its server's folder, or a client's."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Versions, device, Ray, data: what is there and how to get what is not."""
-    findings = examine()
+    if deployment is not None:
+        from scenarios.deploy.doctor import examine as examine_deployment
+
+        findings: list[Any] = list(examine_deployment(deployment))
+    else:
+        findings = list(examine())
     if as_json:
         print(json.dumps([finding._asdict() for finding in findings], indent=2))
     else:
         table = Table(show_header=False, box=None)
+        wrong = "wrong" if deployment else "missing"
         for finding in findings:
-            mark = "[green]ok[/green]" if finding.ok else "[red]missing[/red]"
-            table.add_row(mark, finding.what, finding.found, finding.fix)
+            mark = "[green]ok[/green]" if finding.ok else f"[red]{wrong}[/red]"
+            name = f"{finding.code} {finding.what}" if deployment else finding.what
+            table.add_row(mark, name, escape(finding.found), escape(finding.fix))
         console.print(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

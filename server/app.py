@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
 from contextlib import closing
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedkd.config import Scenario, load
 from fedkd.errors import FedkdError
 from fedkd.files import locked, write
+from fedkd.processes import die_with_parent
 from privacy.ledger import Ledger
 from server import rounds
 from server.events import EventLog, Listener
@@ -119,6 +121,8 @@ def main(grid: Grid, context: Context) -> None:
 def _deployed(grid: Grid, folder: Path, nodes: Path) -> None:
     """A run of a deployment. What stops it for good is said in its folder; after kill -9, or where
     the SuperLink went away, nothing is said, and who watches over it starts it again."""
+    # Flower's own end of a task waits for a SuperLink that may be gone, and would keep the lock.
+    die_with_parent(signal.SIGKILL)
     with locked(folder):
         try:
             scenario, seats = load(folder / "scenario.toml"), seats_of(nodes)

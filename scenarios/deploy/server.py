@@ -6,10 +6,8 @@ process sees it within seconds, and is the only one that talks to the SuperLink'
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import ssl
 import subprocess
 import sys
@@ -25,6 +23,7 @@ from typing import Any
 
 from fedkd.errors import FedkdError
 from fedkd.files import is_locked, locked, write
+from fedkd.processes import die_with_parent
 from scenarios.deploy.control import Control, node_key
 from scenarios.deploy.folder import ServerSettings, nodes, runs, server_settings
 from scenarios.deploy.runs import Run, queue
@@ -120,7 +119,7 @@ class Child:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 env=self.env,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         self.started = time.monotonic()
 
@@ -318,9 +317,3 @@ class Watch:
             said = " ".join(str(found.get("error-message", found)).split())
             raise FedkdError(f"flwr {words[0]}: {said}")
         return found
-
-
-def _die_with_parent() -> None:
-    """In the child: end when the parent does, also by kill -9 (Linux; elsewhere nothing)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
