@@ -27,9 +27,12 @@ Array = NDArray[np.float64]
 
 
 def partition(result: Result) -> Figure | None:
-    """How many samples of each class each client holds, in the scenario's own row."""
+    """How many samples of each class each client holds, in the scenario's own row.
+
+    None where nobody knows: clients with data of their own tell no counts.
+    """
     cell = own_cell(result)
-    if cell is None:
+    if cell is None or any("class_counts" not in hello for hello in cell.of("hello")):
         return None
     clients = [hello["client"] for hello in cell.of("hello")]
     counts = np.array([hello["class_counts"] for hello in cell.of("hello")], dtype=float)

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedkd import config
 from fedkd.errors import FedkdError
-from scenarios.simulate import simulate
+from scenarios.report import page
+from scenarios.simulate import load_result, simulate
 from server.events import Event
 from small_runs import consensus, facts
 from wandering import FIRST, Wandering, deployed, owned, play
@@ -179,3 +181,14 @@ def test_a_node_cannot_speak_for_another_seat(tmp_path: Path) -> None:
     assert {(e["client"], e["step"]) for e in refused} == {(1, "hello")}
     assert "speaks for a client that is not its own" in refused[0]["reason"]
     assert {e["client"] for e in events if e["event"] == "client"} == {0, 2}
+
+
+def test_the_report_of_clients_with_their_own_data(tmp_path: Path) -> None:
+    """Nobody knows who holds what, so that plot is left out; the rest of the page is there."""
+    configs, simulation = owned(tmp_path)
+    scenario = deployed(simulation, references=[])
+    play(Wandering(configs), scenario, tmp_path / "run/edgefd/seed-1")
+    (tmp_path / "run/scenario.toml").write_text(config.dump(scenario))
+    text = page.write(load_result(tmp_path / "run"), tmp_path / "run").read_text()
+    assert "Who holds which samples" not in text
+    assert "<svg" in text or "<img" in text
