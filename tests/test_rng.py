@@ -190,7 +190,7 @@ FOREIGN = Foreign(source=Digits(test_fraction=0.5), size=50)
         *(pytest.param(lambda name=name: write(name), id=name) for name in TEXT_MODELS),
         *(
             pytest.param(lambda name=name: split(name), id=name)
-            for name in sorted(PARTITIONS.keys() - {"virtual"})
+            for name in sorted(PARTITIONS.keys() - {"virtual", "own"})
         ),
         *(
             pytest.param(lambda proxy=proxy: federate(proxy), id=proxy.name)
