@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clients.client import Client, ProxySet
 from fedkd import protection, training
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.data.dataset import NO_LABEL
 from fedkd.data.tokens import VOCABULARY, Tokens, decode, encode
 from fedkd.exchange.kmeans import distances, kmeans

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -61,6 +61,10 @@ class Unreachable(FedkdError):
 
 class NotAccepted(FedkdError):
     """The server answers, and does not accept this client."""
+
+
+class NotTrusted(FedkdError):
+    """The server's certificate is not one that this client accepts."""
 
 
 class Gone(Exception):
@@ -117,17 +121,17 @@ class Fleet:
         if not self._call(lambda: self._client.SendNodeHeartbeat(request)).success:
             raise NotAccepted("the server does not know this node any more", value=self.node)
 
-    def pull(self) -> tuple[str, int, dict[str, bytes], Any] | None:
-        """The next message, if there is one: its id, its run, its objects' bytes, its metadata."""
+    def pull(self) -> tuple[str, int, dict[str, bytes]] | None:
+        """The next message, if there is one: its id, its run, its objects' bytes."""
         node = Node(node_id=self.node)
         found = self._call(lambda: self._client.PullMessages(PullMessagesRequest(node=node)))
         if not found.messages_list:
             return None
-        tree, metadata = found.message_object_trees[0], found.messages_list[0].metadata
+        tree, run = found.message_object_trees[0], found.messages_list[0].metadata.run_id
         ids = list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))
-        pull = make_pull_object_fn_protobuf(self._client.PullObject, node, metadata.run_id)
+        pull = make_pull_object_fn_protobuf(self._client.PullObject, node, run)
         objects = self._call(lambda: pull_objects(ids, pull, initial_backoff=BACK_OFF_S))
-        return tree.object_id, metadata.run_id, objects, metadata
+        return tree.object_id, run, objects
 
     def confirm(self, run: int, id_: str) -> None:
         """Say that a message was received and kept."""
@@ -166,12 +170,30 @@ class Fleet:
         self._client.close()
 
     def _call(self, call: Callable[[], T]) -> T:
-        try:
-            return call()
-        except httpx.HTTPStatusError as error:
-            raise _refusal(error, self.address) from None
-        except (httpx.TransportError, OSError) as error:
-            raise _no_line(error, self.address) from None
+        return reached(call, self.address, _refusal)
+
+
+def reached(
+    call: Callable[[], T], address: str, refusal: Callable[[httpx.HTTPStatusError, str], Exception]
+) -> T:
+    """What a call of a server gives.
+
+    Args: refusal: what to raise for a status that says no. Raises: that, or what `no_line` says.
+    """
+    try:
+        return call()
+    except httpx.HTTPStatusError as error:
+        raise refusal(error, address) from None
+    except (httpx.TransportError, OSError) as error:
+        raise no_line(error, address) from None
+
+
+def clock_off(answer: httpx.Response) -> float | None:
+    """Seconds by which this machine's clock is ahead of the server's; None if that does not say."""
+    if "date" not in answer.headers:
+        return None
+    theirs = parsedate_to_datetime(answer.headers["date"])
+    return (datetime.now(UTC) - theirs).total_seconds()
 
 
 def _bare(message: Message) -> Message:
@@ -184,16 +206,14 @@ def _refusal(error: httpx.HTTPStatusError, address: str) -> Exception:
         return Unreachable("the server is not ready", value=f"{address}: HTTP {status}")
     if found is not None and found.code == 2007:
         return Gone()
-    if "date" in error.response.headers:
-        theirs = parsedate_to_datetime(error.response.headers["date"])
-        off = (datetime.now(UTC) - theirs).total_seconds()
-        if abs(off) > CLOCK_S:
-            return FedkdError(
-                "this machine's clock and the server's differ, so its signatures are refused",
-                value=f"{off:+.0f} s",
-                allowed=f"{CLOCK_S} s",
-                fix="set the clock (timedatectl set-ntp true)",
-            )
+    off = clock_off(error.response)
+    if off is not None and abs(off) > CLOCK_S:
+        return FedkdError(
+            "this machine's clock and the server's differ, so its signatures are refused",
+            value=f"{off:+.0f} s",
+            allowed=f"{CLOCK_S} s",
+            fix="set the clock (timedatectl set-ntp true)",
+        )
     if status in (401, 403) or (found is not None and found.code in (2001, 2004)):
         return NotAccepted(
             "the server does not accept this client's key: it is unknown there, was revoked, or "
@@ -207,10 +227,11 @@ def _refusal(error: httpx.HTTPStatusError, address: str) -> Exception:
     return FedkdError(f"the server refused a call: {detail}", value=f"HTTP {status}")
 
 
-def _no_line(error: Exception, address: str) -> Exception:
+def no_line(error: Exception, address: str) -> FedkdError:
+    """Why there is no line: Unreachable for now, or a server that cannot be trusted."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return FedkdError(
+            return NotTrusted(
                 f"the server's certificate is not accepted: {cause.verify_message}",
                 value=address,
                 fix="fedkd deploy rotate on the server's side if it has expired; else compare "

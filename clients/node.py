@@ -14,15 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from clients.carry import carry_out
 from clients.fleet import Fleet, Gone, NotAccepted, Unreachable
 from fedkd.files import write
 
@@ -94,7 +94,7 @@ class Node:
         found = self.fleet.pull()
         if found is None:
             return False
-        id_, run, objects, _ = found
+        id_, run, objects = found
         self._inbox.put(id_, objects)
         with suppress(Gone):
             self.fleet.confirm(run, id_)
@@ -122,11 +122,7 @@ class Node:
             state=RecordDict(),
             run_config={},
         )
-        try:
-            return self._app(message, context)
-        except Exception as error:  # as Flower's own engines do: a client that fails says so
-            reason = f"{type(error).__name__}: {error}"
-            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        return carry_out(self._app, message, context)
 
 
 def serve(node: Node, say: Say, stop: threading.Event, heartbeat_s: int) -> None:

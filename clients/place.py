@@ -16,7 +16,7 @@ import hmac
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from flwr.app import Context
 from pydantic import TypeAdapter, ValidationError
@@ -31,6 +31,8 @@ from fedkd.files import write
 
 SECRET_BYTES = 32
 _SOURCE: TypeAdapter[Source] = TypeAdapter(Source)
+_CONSENT = TypeAdapter(Consent)
+T = TypeVar("T")
 
 
 class Place(NamedTuple):
@@ -87,29 +89,19 @@ def place_of(context: Context) -> Place:
     return Place(
         seat,
         Path(state).expanduser() if state else None,
-        _source(data) if data else None,
-        _consent(consent) if consent else None,
+        _read(_SOURCE, "data section", data),
+        _read(_CONSENT, "consent", consent),
     )
 
 
-@lru_cache(maxsize=8)
-def _source(text: str) -> Source:
+@lru_cache(maxsize=16)
+def _read(kind: TypeAdapter[T], what: str, text: str) -> T | None:
+    """JSON of a node's config; None where there is none."""
     try:
-        return _SOURCE.validate_json(text)
+        return kind.validate_json(text) if text else None
     except ValidationError as error:
         raise FedkdError(
-            f"the node's config has no readable data section: {error.errors()[0]['msg']}",
-            value=text,
-        ) from None
-
-
-@lru_cache(maxsize=8)
-def _consent(text: str) -> Consent:
-    try:
-        return Consent.model_validate_json(text)
-    except ValidationError as error:
-        raise FedkdError(
-            f"the node's consent cannot be read: {error.errors()[0]['msg']}", value=text
+            f"the node's config has no readable {what}: {error.errors()[0]['msg']}", value=text
         ) from None
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from clients import guard
 from clients.client import Client, ProxySet
 from fedkd import cohort, protection, training
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.data.federation import Federation
 from fedkd.errors import FedkdError
 from fedkd.exchange.combine import Consensus

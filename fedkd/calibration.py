@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedkd.cohort import Cohort
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.models.zoo import Classifier
 from fedkd.training import (
     cross_entropy,

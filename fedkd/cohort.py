@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state
 from torch.nn.utils.rnn import pad_sequence
 
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.models.zoo import Classifier
 from fedkd.training import (
     Grades,

@@ -6,19 +6,19 @@ say is exactly what the rooms can do. `load` reads a file, `dump` writes the res
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tomli_w
-from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fedkd.config_errors import explain
 from fedkd.config_overrides import apply
 from fedkd.config_privacy import check_axes, check_privacy
+from fedkd.config_sections import Attendance, Grid, MethodConfig, Model, Training
 from fedkd.data.canaries import Canaries
 from fedkd.data.federation import Federation, build, held
 from fedkd.data.partition import Iid, Natural, Own, Partition, Strong, Virtual
@@ -26,173 +26,9 @@ from fedkd.data.proxy import Contributed, Proxy
 from fedkd.data.sources import Digits, Source
 from fedkd.data.sources import load as load_data
 from fedkd.errors import FedkdError, did_you_mean
-from fedkd.exchange.combine import Combine
-from fedkd.exchange.distill import Distill
-from fedkd.exchange.gate import Gate
-from fedkd.exchange.methods import METHODS, Exchange
-from fedkd.exchange.release import Release
-from fedkd.exchange.score import Score
-from fedkd.models.zoo import MODELS
+from fedkd.exchange.methods import METHODS
 from fedkd.protection import PlainServer, Privacy
 from fedkd.section import Section
-
-STAGES = ("score", "gate", "release", "combine", "distill")
-
-
-class MethodConfig(Section):
-    """A row of the table of methods, with any of its five stages replaced or adjusted."""
-
-    name: str = "edgefd"
-    score: Score
-    gate: Gate
-    release: Release
-    combine: Combine
-    distill: Distill
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_table(cls, given: Any) -> Any:
-        """Start from the table's row; a stage that keeps its name is adjusted, else replaced."""
-        if not isinstance(given, Mapping):
-            return given
-        name = given.get("name", "edgefd")
-        if not isinstance(name, str) or name not in METHODS:
-            raise FedkdError(
-                "unknown method in method.name",
-                value=name,
-                allowed=", ".join(METHODS),
-                fix=did_you_mean(str(name), METHODS),
-            )
-        filled = {**given, "name": name}
-        for stage in STAGES:
-            row = getattr(METHODS[name], stage).model_dump()
-            change = given.get(stage, {})
-            if isinstance(change, Mapping) and change.get("name", row["name"]) == row["name"]:
-                filled[stage] = {**row, **change}
-        return filled
-
-    @property
-    def exchange(self) -> Exchange:
-        """What travels; see `fedkd.exchange.methods`."""
-        return METHODS[self.name].exchange
-
-
-class Model(Section):
-    """The clients' models: client i takes `names[i mod len(names)]`."""
-
-    names: tuple[str, ...] = Field(("mlp",), min_length=1)
-
-    @model_validator(mode="after")
-    def _known(self) -> Model:
-        for name in self.names:
-            if name not in MODELS:
-                raise FedkdError(
-                    "unknown model in model.names",
-                    value=name,
-                    allowed=", ".join(MODELS),
-                    fix=did_you_mean(name, MODELS),
-                )
-        return self
-
-
-class Phase(Section):
-    """One of a round's two ways to learn. Each phase starts with a fresh optimiser."""
-
-    epochs: float = Field(1.0, gt=0)
-    """Passes over the phase's samples; below one, that share of a pass."""
-    batch_size: int = Field(64, ge=1)
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: float = Field(1e-3, gt=0)
-    momentum: float = Field(0.0, ge=0, lt=1)
-    """Of `sgd` only."""
-
-
-class Training(Section):
-    """How clients learn: in each round first from their own data, then from the consensus."""
-
-    rounds: int = Field(10, ge=1)
-    local: Phase = Phase()
-    """From private data."""
-    distill: Phase = Phase()
-    """From the consensus."""
-    participation: float = Field(1.0, gt=0, le=1)
-    """The fraction of clients that take part in a round; at least one."""
-    evaluate_every: int = Field(1, ge=1)
-    """Rounds between two measurements of the clients; the last round is always measured."""
-    heldout: float = Field(0.1, gt=0, lt=1)
-    """Share of a client's private data that its score is not fitted on, for the gate."""
-    timeout_s: float = Field(3600.0, gt=0)
-    """How long the server waits for the replies of one step."""
-
-    def taking_part(self, n_clients: int) -> int:
-        """How many clients take part in a round.
-
-        >>> Training(participation=0.001).taking_part(10)
-        1
-        """
-        return max(1, round(self.participation * n_clients))
-
-    def rate(self, n_clients: int) -> float:
-        """The probability with which a client takes part in a round: `participation` but for
-        rounding, which counts where few take part."""
-        return self.taking_part(n_clients) / n_clients
-
-
-class Attendance(Section):
-    """Who must be there, and what becomes of whoever is late: of deployments above all."""
-
-    gather_s: float = Field(60.0, gt=0)
-    """How long the server waits for all clients before the first round; then for `quorum`."""
-    quorum: float = Field(0.0, ge=0, le=1)
-    """Share of a round's clients that must be heard in each step, else the round is repeated; one
-    client is always needed."""
-    repeats: int = Field(3, ge=0)
-    """How often a round is repeated before the run stops, to be resumed; only where nodes can come
-    and go."""
-    late: Literal["drop", "use"] = "drop"
-    """An answer that comes after `training.timeout_s`: thrown away, or used in the next round if
-    its client is not heard there."""
-
-    def needed(self, n_taking_part: int) -> int:
-        """How many clients a round needs.
-
-        >>> Attendance(quorum=0.5).needed(5)
-        3
-        """
-        return max(1, math.ceil(self.quorum * n_taking_part))
-
-
-class Grid(Section):
-    """What carries the messages."""
-
-    name: Literal["inline", "cohort", "workers", "ray", "flower"] = "inline"
-    block: tuple[NonNegativeInt, ...] = Field((1,), min_length=1)
-    """`cohort`, and inside each process of `workers` and `ray`: how many clients are advanced
-    together: one number, or one for each of `model.names`; 0 is what a short calibration finds
-    best. What is advanced together is equal up to rounding."""
-    workers: int = Field(0, ge=0)
-    """`workers` and `ray`: processes; 0 is as many as there are cores or resources."""
-    address: str = ""
-    """`ray` only: the cluster to attach to, HOST:PORT or "auto"; empty starts Ray here."""
-    client_cpus: int = Field(1, ge=1)
-    """`ray` and `flower`: logical CPUs a process."""
-    client_gpus: float = Field(0.0, ge=0)
-    """`ray` and `flower`: logical GPUs a process; fractions share one."""
-
-    @field_validator("block", mode="before")
-    @classmethod
-    def _one_for_all(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, int) else given
-
-    @model_validator(mode="after")
-    def _gpus_can_be_had(self) -> Grid:
-        if self.client_gpus > 1 and self.client_gpus % 1:
-            raise FedkdError(
-                "a process can have a fraction of one GPU, or whole ones",
-                value=self.client_gpus,
-                fix="set grid.client_gpus to a whole number, or to at most 1",
-            )
-        return self
 
 
 class Scenario(Section):

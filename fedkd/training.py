@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.data.dataset import NO_LABEL, as_input
 from fedkd.models.zoo import Classifier
 

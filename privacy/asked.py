@@ -9,7 +9,8 @@ from dp_accounting.rdp import RdpAccountant
 from torch import Tensor
 
 from fedkd import protection
-from fedkd.config import Scenario, Training
+from fedkd.config import Scenario
+from fedkd.config_sections import Training
 from fedkd.errors import FedkdError
 from fedkd.exchange.gate import needs_scores
 from fedkd.protection import Privacy

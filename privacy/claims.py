@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple
 from dp_accounting import NonPrivateDpEvent
 
 from fedkd import protection
-from fedkd.config import Phase, Scenario
+from fedkd.config import Scenario
+from fedkd.config_sections import Phase
 from fedkd.exchange.gate import needs_scores
 from fedkd.protection import Privacy
 from privacy import mechanisms, nfdp, private_filter, secagg

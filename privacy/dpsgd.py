@@ -21,7 +21,7 @@ from opacus.grad_sample import GradSampleHooksFastGradientClipping
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.data.dataset import as_input
 from fedkd.errors import FedkdError
 from fedkd.protection import DpSgd

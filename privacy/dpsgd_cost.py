@@ -23,7 +23,7 @@ from dp_accounting import (
 from dp_accounting.pld import PLDAccountant
 from scipy.stats import binom
 
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.errors import FedkdError
 from fedkd.protection import DpSgd
 from privacy.accounting import quiet

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -260,9 +260,9 @@ def doctor(
     if deployment is not None:
         from scenarios.deploy.doctor import examine as examine_deployment
 
-        findings: list[Any] = list(examine_deployment(deployment))
+        findings = examine_deployment(deployment)
     else:
-        findings = list(examine())
+        findings = examine()
     if as_json:
         print(json.dumps([finding._asdict() for finding in findings], indent=2))
     else:
@@ -270,8 +270,12 @@ def doctor(
         wrong = "wrong" if deployment else "missing"
         for finding in findings:
             mark = "[green]ok[/green]" if finding.ok else f"[red]{wrong}[/red]"
-            name = f"{finding.code} {finding.what}" if deployment else finding.what
-            table.add_row(mark, name, escape(finding.found), escape(finding.fix))
+            table.add_row(
+                mark,
+                f"{finding.code} {finding.what}".strip(),
+                escape(finding.found),
+                escape(finding.fix),
+            )
         console.print(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

@@ -12,7 +12,7 @@ from typing import NamedTuple, get_args
 
 import torch
 
-from fedkd.config import Grid
+from fedkd.config_sections import Grid
 from fedkd.data.idx import Idx
 
 PACKAGES = ("fedkd", "torch", "flwr", "numpy", "pydantic", "ray", "datasets")
@@ -25,6 +25,8 @@ class Finding(NamedTuple):
     found: str
     ok: bool
     fix: str = ""
+    code: str = ""
+    """Of a deployment's fault: its section in docs/errors.md."""
 
 
 def examine() -> list[Finding]:

@@ -43,6 +43,11 @@ class Progress:
                     f"  [yellow]round {event['round']}: refused client {event['client']}: "
                     f"{escape(event['reason'])}[/yellow]"
                 )
+            case "left" | "joined":
+                self._say(f"  round {event['round']}: client {event['client']} {event['event']}")
+            case "repeated":
+                again = f"round {event['round']} is repeated: {escape(event['reason'])}"
+                self._say(f"  [yellow]{again}[/yellow]")
             case "unrecorded":
                 self._say(f"  [yellow]round {event['round']}: {event['note']}[/yellow]")
             case "round":

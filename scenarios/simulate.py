@@ -17,7 +17,8 @@ from clients.app import app as folder_client_app  # isort: skip
 from clients.app import make_app as make_client_app
 from clients.store import MemoryStore
 from fedkd import config, device
-from fedkd.config import Grid, Scenario
+from fedkd.config import Scenario
+from fedkd.config_sections import Grid
 from fedkd.errors import FedkdError
 from fedkd.files import locked
 from fedkd.models import zoo

@@ -32,12 +32,10 @@ def watch(path: Path, console: Console) -> None:
         watch_deployed(runs[0], console)
         return
     scenario = simulate.scenario_of(path)
+    if len(path.resolve().parents) > 2 and (path.resolve().parents[2] / SERVER).exists():
+        watch_deployed(Run(path.resolve()), console)
+        return
     plans = {(plan.row, plan.seed): plan.folder(path) for plan in simulate.plans(scenario)}
-    if not any(folder.exists() for folder in plans.values()):
-        run = Run(path)
-        if run.failed.exists():
-            watch_deployed(run, console)
-            return
     progress = Progress(console, scenario)
 
     def is_over(row: str, seed: int) -> bool:

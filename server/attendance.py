@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from fedkd import payload
 from fedkd.config import Scenario
 from fedkd.errors import FedkdError, PayloadError
+from fedkd.models.zoo import Shape
 from server.calls import POLL_S, ask, payload_of
 from server.events import EventLog
 from server.job import Job, Roster, Seats
@@ -21,6 +24,25 @@ LOOK_S = 0.5
 
 Greeted = dict[int, tuple[int, payload.Hello]]
 """Node id and hello, by client."""
+
+
+class Kind(NamedTuple):
+    """Of samples: clients of one run hold one kind."""
+
+    shape: Shape
+    dtype: torch.dtype
+    n_classes: int
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{dtype} of {self.shape}, {self.n_classes} classes"
+
+
+def kind_of(hello: payload.Hello) -> Kind:
+    """What a client says that it holds."""
+    channels, height, width = hello.contribution.shape[1:]
+    dtype = torch.from_numpy(hello.contribution).dtype
+    return Kind((channels, height, width), dtype, hello.n_classes)
 
 
 class Unheard(FedkdError):
@@ -112,21 +134,17 @@ def look(grid: Grid, job: Job, roster: Roster, log: EventLog, round_: int) -> No
     since the pool is what it was when the run began.
     """
     nodes = roster.nodes
-    if isinstance(nodes, range):
+    if steady(grid) or isinstance(nodes, range):
         return
     listed = _listed(grid)
-    for client in [c for c, node in nodes.items() if node not in listed]:
+    there, known = set(listed), set(nodes.values())
+    for client in [client for client, node in nodes.items() if node not in there]:
         del nodes[client]
         log.emit("left", round=round_, client=client)
-    new = [node for node in listed if node not in nodes.values()]
+    new = [node for node in listed if node not in known]
     for client, (node, hello) in greet(grid, new, job.content(0), job.seats, log)[0].items():
-        kind = (hello.contribution.shape[1:], str(hello.contribution.dtype), hello.n_classes)
-        taken = client in nodes
-        if taken or kind != (
-            roster.shape,
-            str(roster.dtype).removeprefix("torch."),
-            roster.n_classes,
-        ):
+        kind, taken = kind_of(hello), client in nodes
+        if taken or kind != Kind(roster.shape, roster.dtype, roster.n_classes):
             reason = "another node speaks for it" if taken else f"holds other samples: {kind}"
             log.emit("refused", round=round_, client=client, step="hello", reason=reason)
         else:

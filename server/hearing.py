@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkd import payload
-from fedkd.config import MethodConfig
+from fedkd.config_sections import MethodConfig
 from fedkd.data.federation import Federation
 from fedkd.errors import PayloadError
 from fedkd.exchange.combine import Ballots, Consensus, EveryVote, Summed, Votes

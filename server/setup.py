@@ -13,8 +13,8 @@ from flwr.serverapp import Grid
 from fedkd import payload
 from fedkd.data.proxy import Foreign
 from fedkd.errors import FedkdError
-from fedkd.models.zoo import Shape
 from server import attendance
+from server.attendance import Kind, kind_of
 from server.events import EventLog
 from server.job import Job, Roster
 
@@ -37,21 +37,13 @@ def set_up(grid: Grid, job: Job, log: EventLog, kept: Path | None = None) -> Ros
     if isinstance(ids, range) and world is not None and not _gives(job):
         nodes = ids
         channels, height, width = world.train.x.shape[1:]
-        shape, n_classes, dtype = (
-            (channels, height, width),
-            world.train.n_classes,
-            world.train.x.dtype,
-        )
+        kind = Kind((channels, height, width), world.train.x.dtype, world.train.n_classes)
     else:
         greeted, reasons = attendance.greet(grid, ids, job.content(0), job.seats, log)
         nodes = {client: node for client, (node, _) in greeted.items()}
         hellos = [hello for _, hello in greeted.values()]
         attendance.require(len(nodes), job.n_clients, job.scenario, reasons)
-        _check_alike(hellos)
-        n_classes = hellos[0].n_classes
-        channels, height, width = hellos[0].contribution.shape[1:]
-        shape = (channels, height, width)
-        dtype = torch.from_numpy(hellos[0].contribution).dtype
+        kind = _one_kind(hellos)
     _say_hello(job, hellos, log)
     pool, truth, packed, digest = None, None, None, ""
     if job.scenario.uses_pool:
@@ -59,7 +51,7 @@ def set_up(grid: Grid, job: Job, log: EventLog, kept: Path | None = None) -> Ros
             packed = kept.read_bytes()
             pool = payload.decode_pool(packed)
         else:
-            pool = _pool(job, hellos, shape)
+            pool = _pool(job, hellos, kind)
             packed = payload.encode_pool(pool)
         found = None if world is None else world.proxy_truth()
         truth = None if found is None else (found[0].ravel(), found[1])
@@ -79,9 +71,9 @@ def set_up(grid: Grid, job: Job, log: EventLog, kept: Path | None = None) -> Ros
         )
     return Roster(
         nodes=nodes,
-        n_classes=n_classes,
-        shape=shape,
-        dtype=dtype,
+        n_classes=kind.n_classes,
+        shape=kind.shape,
+        dtype=kind.dtype,
         pool=pool,
         truth=truth,
         packed=packed,
@@ -117,18 +109,19 @@ def _gives(job: Job) -> bool:
     return job.scenario.uses_pool and job.scenario.proxy.name == "contributed"
 
 
-def _check_alike(hellos: Sequence[payload.Hello]) -> None:
-    """Raises: FedkdError if the clients do not hold the same kind of samples."""
-    kinds = {(h.contribution.shape[1:], str(h.contribution.dtype), h.n_classes) for h in hellos}
+def _one_kind(hellos: Sequence[payload.Hello]) -> Kind:
+    """What all clients hold. Raises: FedkdError if they do not hold the same."""
+    kinds = {kind_of(hello) for hello in hellos}
     if len(kinds) > 1:
         raise FedkdError(
             "clients hold samples of different shape, type or number of classes",
-            value=sorted(kinds),
+            value=sorted(map(str, kinds)),
             fix="give all clients data of one kind",
         )
+    return kinds.pop()
 
 
-def _pool(job: Job, hellos: Sequence[payload.Hello], shape: Shape) -> payload.Pool:
+def _pool(job: Job, hellos: Sequence[payload.Hello], kind: Kind) -> payload.Pool:
     """The proxy set: what the clients gave, or the scenario's public records."""
     proxy, world = job.scenario.proxy, job.world
     if not _gives(job):
@@ -137,8 +130,8 @@ def _pool(job: Job, hellos: Sequence[payload.Hello], shape: Shape) -> payload.Po
             x = world.public_x
         else:
             assert isinstance(proxy, Foreign)  # of `own` partitions nothing else is left
-            text = hellos[0].contribution.dtype == np.int16
-            x = proxy.images(shape, job.seed, hellos[0].n_classes if text else None)
+            text = kind.dtype == torch.int16
+            x = proxy.images(kind.shape, job.seed, kind.n_classes if text else None)
         return payload.Pool(x.numpy(), np.full(len(x), -1, dtype=np.int32))
     sizes = [len(hello.contribution) for hello in hellos]
     return payload.Pool(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedkd import calibration
 from fedkd.calibration import bytes_a_client, calibrate
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.models.zoo import Classifier, build
 from fedkd.rng import torch_stream
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedkd import cohort, training
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.data.dataset import NO_LABEL
 from fedkd.exchange.distill import KL
 from fedkd.models.zoo import Classifier, build

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from fedkd import device
-from fedkd.config import REFERENCES, STAGES, MethodConfig, Scenario, dump, from_json, load, parse
+from fedkd.config import REFERENCES, Scenario, dump, from_json, load, parse
 from fedkd.config_overrides import ROWS
+from fedkd.config_sections import STAGES, MethodConfig
 from fedkd.data.partition import Iid
 from fedkd.errors import FedkdError
 from fedkd.exchange.gate import Quantile

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkd.config import MethodConfig, load
+from fedkd.config import load
+from fedkd.config_sections import MethodConfig
 from fedkd.data.partition import Dirichlet, Iid
 from fedkd.errors import FedkdError
 from fedkd.exchange.gate import Quantile, Share

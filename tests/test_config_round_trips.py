@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedkd import config
 from fedkd.config import REFERENCES, Scenario, dump, from_json, load, parse
 from fedkd.config_overrides import ROWS
+from fedkd.config_sections import Grid, Phase, Training
 from fedkd.data.partition import PARTITIONS
 from fedkd.data.proxy import PROXIES
 from fedkd.data.sources import SOURCES
@@ -28,7 +28,7 @@ from fedkd.models.zoo import MODELS
 from fedkd.section import Section
 from scenario_tables import NEEDED, Toml, nested, written
 
-GRIDS = get_args(config.Grid.model_fields["name"].annotation)
+GRIDS = get_args(Grid.model_fields["name"].annotation)
 POSITIVE = st.floats(min_value=1e-300, max_value=1e300)
 SHARE = st.floats(0, 1, exclude_min=True, exclude_max=True)
 COUNT = st.integers(1, 10**6)
@@ -70,7 +70,7 @@ def tables(draw: st.DrawFn) -> Toml:
     }
     method = {"name": st.sampled_from(sorted(METHODS)), **stages}
     phase = settings_of(
-        config.Phase,
+        Phase,
         epochs=POSITIVE,
         batch_size=COUNT,
         optimizer=st.sampled_from(["adam", "sgd"]),
@@ -78,7 +78,7 @@ def tables(draw: st.DrawFn) -> Toml:
         momentum=SHARE,
     )
     training = settings_of(
-        config.Training, rounds=COUNT, local=phase, distill=phase, heldout=SHARE, timeout_s=POSITIVE
+        Training, rounds=COUNT, local=phase, distill=phase, heldout=SHARE, timeout_s=POSITIVE
     )
     sections = {
         "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]*", fullmatch=True),

@@ -11,7 +11,7 @@ import scipy.special
 import torch
 from safetensors.numpy import load_file
 
-from fedkd.config import STAGES
+from fedkd.config_sections import STAGES
 from fedkd.exchange.gate import accept
 from fedkd.exchange.methods import METHODS, Method
 from fedkd.exchange.scores.kernels import KuLSIF

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedkd import training
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.data import federation
 from fedkd.data.canaries import IMAGES, Canaries, insert, sentences
 from fedkd.data.dataset import split_test, stratified

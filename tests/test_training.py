@@ -17,7 +17,7 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
 from fedkd import training
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.data.dataset import NO_LABEL
 from fedkd.exchange.distill import KL
 from fedkd.models.zoo import Classifier, build

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.app.message.message import make_message
 from flwr.clientapp import ClientApp
 
 from clients.app import app as client_app
+from clients.carry import carry_out
 from fedkd import config
 from fedkd.config import Scenario
 from privacy.ledger import Ledger
@@ -81,10 +82,7 @@ class Wandering(LocalGrid):
         own = message.content.copy()
         for key, record in message.content.items():
             own[key] = record.copy()
-        try:
-            return self._app(make_message(metadata, own), context)
-        except Exception as error:
-            return Message(Error(2, f"{type(error).__name__}: {error}"), reply_to=message)
+        return carry_out(self._app, make_message(metadata, own), context)
 
 
 def owned(folder: Path, clients: int = 3) -> tuple[list[dict[str, Any]], Scenario]:

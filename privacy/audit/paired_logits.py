@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.errors import FedkdError
 from fedkd.models.zoo import SLOPE
 from fedkd.rng import stream, torch_stream

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from fedkd.cohort import Cohort
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.errors import FedkdError
 from fedkd.models.zoo import Classifier
 from fedkd.rng import stream, torch_stream

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedkd.config import Grid, Scenario
+from fedkd.config import Scenario
+from fedkd.config_sections import Grid
 from scenarios.audit import compare as comparing
 from scenarios.audit import comparison, run, text
 from scenarios.audit.compare import Comparison

@@ -17,6 +17,7 @@ from fedkd import config
 from fedkd.config import Scenario
 from fedkd.errors import FedkdError
 from fedkd.files import locked
+from fedkd.files import write as write_file
 from scenarios.audit.curves import exposures, rocs
 from scenarios.audit.pictures import Point, leakage, utility
 from scenarios.audit.protections import BASELINE, Chosen, chosen
@@ -158,5 +159,5 @@ def draw(comparison: Comparison) -> tuple[str, ...]:
     }
     for name, figure in figures.items():
         if figure is not None:
-            page.replace(comparison.folder / "plots" / f"{name}.png", png(figure))
+            write_file(comparison.folder / "plots" / f"{name}.png", png(figure))
     return tuple(name for name, figure in figures.items() if figure is not None)

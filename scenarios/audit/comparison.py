@@ -9,13 +9,13 @@ from typing import Any, Literal, NamedTuple
 from rich import box
 from rich.table import Table
 
+from fedkd.files import write as write_file
 from scenarios.audit.compare import Comparison, Entry
 from scenarios.audit.findings import OBSERVERS
 from scenarios.audit.pictures import LEADING
 from scenarios.audit.protections import bare, differences
 from scenarios.audit.reading import QUESTIONS, Leaks, Reading, measure
 from scenarios.budget import unit_of
-from scenarios.report import page
 from scenarios.report.facts import environment
 from scenarios.spending import guaranteed, in_one_line
 from scenarios.units import percent, plain
@@ -60,7 +60,7 @@ class Grid(NamedTuple):
 def write(comparison: Comparison, command: str) -> Path:
     """Write `comparison.md` into the folder, whole or not at all; `command` makes it again."""
     path = comparison.folder / PAGE
-    page.replace(path, _markdown(comparison, command).encode())
+    write_file(path, _markdown(comparison, command).encode())
     return path
 
 

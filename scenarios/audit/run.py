@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fedkd.config import Grid, Scenario
+from fedkd.config import Scenario
+from fedkd.config_sections import Grid
+from fedkd.data.partition import Own
 from fedkd.errors import FedkdError, did_you_mean
 from fedkd.files import locked
 from fedkd.rng import stream
@@ -89,6 +91,12 @@ def audit(
                 allowed=", ".join(PARTS),
                 fix=did_you_mean(name, PARTS),
             )
+    if isinstance(scenario.partition, Own):
+        raise FedkdError(
+            "an audit holds what was found against who holds what, and here only the clients know",
+            value='partition.name = "own"',
+            fix="audit a rehearsal of the deployment, in which clients take the scenario's data",
+        )
     begun = [plan for plan in plans(scenario) if (plan.folder(folder) / "events.jsonl").exists()]
     if not begun:
         raise FedkdError("no row of this run has begun", value=str(folder))

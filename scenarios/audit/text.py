@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from scenarios import spending
 from scenarios.audit.findings import OBSERVERS, UNSUPPORTED, Finding
 from scenarios.audit.run import Audit, Step
 from scenarios.units import duration
@@ -21,6 +22,11 @@ MEANING = (
     "accounted epsilon allows any attack, a dash where it promises nothing. * The attack knows the "
     "defence: temperatures undone, rounds of noise averaged. TPRs at an FPR that the sample is too "
     "small for are left out; --json has them."
+)
+
+ELSEWHERE = (
+    "The clients' ledgers lie with them and not here, so nothing is held against an epsilon: the "
+    "column ledger is empty, whatever they promise."
 )
 
 
@@ -65,6 +71,8 @@ def tables(audit: Audit) -> Iterator[Table | str]:
             seen = [one for one in cell.findings if one.observer == observer and _supported(one)]
             if seen:
                 yield _table(f"{observer}: {line}", seen)
+    if some and not any(spending.read(cell.folder / "clients") for cell in some):
+        yield ELSEWHERE
     if some:
         yield MEANING
 

@@ -21,7 +21,7 @@ import torch
 from scenarios import quiet  # noqa: F401  # before anything that imports flwr
 
 from fedkd import config  # isort: skip
-from fedkd.config import Grid
+from fedkd.config_sections import Grid
 from fedkd.data.dataset import as_input
 from fedkd.exchange.score import KMeans
 from fedkd.rng import stream, torch_stream

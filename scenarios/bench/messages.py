@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedkd import config, payload
+from fedkd.config_sections import Grid as GridSection
 from scenarios.bench.clock import Clock
 from scenarios.grids import flower, inline
 from server.app import make_app
@@ -90,7 +91,7 @@ def carry(grid_name: str, path: str, n_clients: int, n_rounds: int) -> dict[str,
         if grid_name == "inline":
             inline.run(server_app, app, n_clients)
         else:
-            flower.run(server_app, app, n_clients, config.Grid(name="flower"))
+            flower.run(server_app, app, n_clients, GridSection(name="flower"))
     return clock.report(n_clients)
 
 

@@ -19,7 +19,9 @@ from flwr.supercore.error import FlowerError
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, uses_nist_ec_curve
 
+from clients.fleet import reached
 from fedkd.errors import FedkdError
+from scenarios.deploy.folder import ServerSettings
 
 T = TypeVar("T")
 
@@ -48,6 +50,11 @@ class Control:
             address, False, ca, interceptors=[about]
         )
 
+    @classmethod
+    def of(cls, folder: Path, settings: ServerSettings) -> Control:
+        """That of a server, from its own machine; to be closed."""
+        return cls(settings.link_address, (folder / "ca.crt").read_bytes())
+
     def nodes(self) -> list[Listed]:
         """All that were ever registered."""
         found = self._call(lambda: self._client.ListNodes(ListNodesRequest()))
@@ -68,16 +75,13 @@ class Control:
         self._client.close()
 
     def _call(self, call: Callable[[], T]) -> T:
-        try:
-            return call()
-        except httpx.HTTPStatusError as error:
-            found = FlowerError.from_json(error.response.text)
-            said = found.message if found else error.response.text[:200]
-            raise FedkdError(f"the SuperLink refused: {said}", value=self._address) from None
-        except (httpx.TransportError, OSError) as error:
-            raise FedkdError(
-                f"the SuperLink cannot be reached: {error}", value=self._address
-            ) from None
+        return reached(call, self._address, _refusal)
+
+
+def _refusal(error: httpx.HTTPStatusError, address: str) -> FedkdError:
+    found = FlowerError.from_json(error.response.text)
+    said = found.message if found else error.response.text[:200]
+    return FedkdError(f"the SuperLink refused: {said}", value=address)
 
 
 def node_key(path: Path) -> bytes:

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from clients.client import OPEN
 from clients.place import Place
-from fedkd import payload
+from fedkd import payload, payload_secure, protection
 from fedkd.config import Scenario
 from fedkd.data.federation import Federation
 from fedkd.data.proxy import Contributed
@@ -24,7 +23,6 @@ from fedkd.errors import FedkdError
 from fedkd.exchange.gate import Own
 from fedkd.models import zoo
 from fedkd.rng import stream
-from privacy import asked
 from privacy.forecast import Prospect, exact, planned
 from privacy.ledger import look
 from privacy.totals import totals
@@ -40,7 +38,8 @@ class Leaving:
     what: str
     to: str
     often: str
-    n_bytes: float
+    n_bytes: int | None
+    """None where it is a few numbers."""
     content: str
 
 
@@ -61,8 +60,9 @@ def explain(folder: Path, scenario: Scenario, data: str | None = None) -> list[s
         "",
         "What would leave, at most:",
     ]
-    for one in _leaving(scenario, settings, world):
-        lines.append(f"  {one.what:<12} to {one.to}, {one.often}, {size(one.n_bytes)} each")
+    for one in leaving(scenario, settings, world):
+        much = "a few numbers" if one.n_bytes is None else f"{size(one.n_bytes)} each"
+        lines.append(f"  {one.what:<12} to {one.to}, {one.often}, {much}")
         lines.append(f"  {'':<12} {one.content}")
     lines += ["", f"What stays in {folder / 'state'}: model, filter, ledger, secret."]
     lines += [f"The data stay where they are: {_data(source)}."] if source else []
@@ -81,7 +81,8 @@ def _data(source: Source) -> str:
     return str(getattr(source, "path", source.name))
 
 
-def _leaving(scenario: Scenario, settings: ClientSettings, world: Federation) -> list[Leaving]:
+def leaving(scenario: Scenario, settings: ClientSettings, world: Federation) -> list[Leaving]:
+    """What messages would leave the client; sizes are the most, if all others give as much."""
     seat, rounds = settings.seat, "once a round"
     prospect = prospect_of(scenario, settings, world)
     x, _ = world.contribution(seat)
@@ -97,17 +98,22 @@ def _leaving(scenario: Scenario, settings: ClientSettings, world: Federation) ->
         )
     ]
     method = scenario.method
+    summed = isinstance(scenario.privacy.server, protection.SecureAggregation)
     if method.exchange == "soft-labels":
-        found.append(
-            Leaving(
-                "soft labels",
-                "the server" if asked.readers(scenario.privacy) == "server" else "a blinded sum",
-                rounds,
-                _answer_bytes(scenario, prospect),
-                f"what its model says of {prospect.rows} samples of the proxy set, and by leaving "
-                "others out, which of them look like its own data",
-            )
+        to = "the server, as part of a sum only" if summed else "the server"
+        told = (
+            f"what its model says of {prospect.rows} samples of the proxy set, and by leaving "
+            "others out, which of them look like its own data"
         )
+        found.append(
+            Leaving("soft labels", to, rounds, _answer_bytes(scenario, prospect, summed), told)
+        )
+    if summed:
+        key = payload_secure.encode_key(bytes(32), seat, 1)
+        to = "the server, and from there the others"
+        found.append(Leaving("key", to, rounds, len(key), "a public key of the round"))
+        told = "what it shares with clients that were lost, which takes their masks off"
+        found.append(Leaving("secrets", "the server", "where some were lost", None, told))
     if method.exchange == "weights":
         channels, height, width = world.train.x.shape[1:]
         model = zoo.build(
@@ -128,13 +134,16 @@ def _leaving(scenario: Scenario, settings: ClientSettings, world: Federation) ->
             "them), sizes and times"
         )
     )
-    found.append(Leaving("metrics", "the server", "twice a round", 30.0 * len(OPEN), measures))
+    found.append(Leaving("metrics", "the server", "twice a round", None, measures))
     return found
 
 
-def _answer_bytes(scenario: Scenario, prospect: Prospect) -> int:
-    """Of an answer to every sample that it may answer."""
+def _answer_bytes(scenario: Scenario, prospect: Prospect, summed: bool) -> int:
+    """Of an answer to every sample that it may answer; under a mask, of the whole table."""
     rows, classes = prospect.rows, prospect.n_classes
+    if summed:
+        table = np.zeros((prospect.samples, classes + 1), np.uint64)
+        return len(payload_secure.encode_blinded(table, prospect.client, 1))
     values = np.full((rows, classes), 1 / classes, np.float32)
     answer = payload.Answer(prospect.client, 1, np.arange(rows, dtype=np.int32), values)
     coding = scenario.method.release.coding

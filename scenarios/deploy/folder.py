@@ -4,7 +4,7 @@ FOLDER/ca.key                      signs server certificates; needed by `init` a
 FOLDER/server/server.toml          `ServerSettings`
              /ca.crt server.pem server.key executor.secret
              /nodes/NAME.pub       who may take part; /nodes/revoked/NAME.pub, who no longer may
-             /nodes.json           node id -> seat and name, once keys are registered
+             /state/nodes.json     node id -> seat, name and key, once keys are registered
              /state/runs/RUN/      one folder a run
 FOLDER/clients/NAME/client.toml    `ClientSettings`
                     /ca.crt key key.pub state/
@@ -43,6 +43,11 @@ class ServerSettings(Section):
     proxy stands between them, which lets nothing but the fleet's and the health paths through."""
     clients: tuple[str, ...] = Field(min_length=1)
     """Their names; the place in the list is the seat."""
+
+    @property
+    def link_address(self) -> str:
+        """Of the SuperLink, seen from its own machine."""
+        return f"127.0.0.1:{self.link_port}"
 
     def seat(self, name: str) -> int:
         """Raises: FedkdError for a name that is not in the deployment."""
@@ -96,10 +101,15 @@ def dump(settings: Section, path: Path) -> None:
     path.write_text(tomli_w.dumps(table), encoding="utf-8")
 
 
+def nodes_file(folder: Path) -> Path:
+    """Where the server notes who is registered."""
+    return folder / "state/nodes.json"
+
+
 def nodes(folder: Path) -> dict[int, dict[str, Any]]:
-    """Who is registered: seat and name by node id; empty before the server ran."""
+    """Who is registered: seat, name and key by node id; empty before the server ran."""
     try:
-        table = json.loads((folder / "nodes.json").read_text(encoding="utf-8"))
+        table = json.loads(nodes_file(folder).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     return {int(node): about for node, about in table.items()}
@@ -119,12 +129,19 @@ def _load(folder: Path, file: str, kind: type[S], like: str) -> S:
             fix=f"give {like} of a deployment; make one with: fedkd deploy init FOLDER",
         )
     try:
-        return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise FedkdError(f"{path} is no TOML: {error}") from None
+    return checked(kind, table, str(path), "edit that file")
+
+
+def checked(kind: type[S], table: dict[str, Any], of: str, fix: str) -> S:
+    """Settings of a table. Raises: FedkdError for the first thing that is wrong."""
+    try:
+        return kind.model_validate(table)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise FedkdError(
-            f"{path}: {where}: {first['msg']}", value=first.get("input"), fix="edit that file"
+            f"{of}: {where}: {first['msg']}", value=first.get("input"), fix=fix
         ) from None

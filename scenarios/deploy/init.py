@@ -16,6 +16,7 @@ from scenarios.deploy.folder import (
     SERVER,
     ClientSettings,
     ServerSettings,
+    checked,
     dump,
     is_loopback,
     server_settings,
@@ -52,12 +53,17 @@ def init(
     if len(set(clients)) < len(clients):
         raise FedkdError("two clients with one name", value=", ".join(clients))
     local = all(is_loopback(host) for host in hosts)
-    settings = ServerSettings(
-        name=folder.resolve().name,
-        hosts=tuple(dict.fromkeys((*hosts, *ALWAYS))),
-        port=port,
-        link_port=link_port or (port if local else port + 1),
-        clients=tuple(clients),
+    settings = checked(
+        ServerSettings,
+        {
+            "name": folder.resolve().name,
+            "hosts": tuple(dict.fromkeys((*hosts, *ALWAYS))),
+            "port": port,
+            "link_port": link_port or (port if local else port + 1),
+            "clients": tuple(clients),
+        },
+        "the deployment",
+        "other options (fedkd deploy init --help)",
     )
     (folder / "server/nodes/revoked").mkdir(parents=True)
     (folder / "server/state/runs").mkdir(parents=True, mode=0o700)

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import ssl
 import subprocess
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -23,9 +19,10 @@ from typing import Any
 
 from fedkd.errors import FedkdError
 from fedkd.files import is_locked, locked, write
-from fedkd.processes import die_with_parent
+from scenarios.deploy.asking import ask
+from scenarios.deploy.children import Child, environment
 from scenarios.deploy.control import Control, node_key
-from scenarios.deploy.folder import ServerSettings, nodes, runs, server_settings
+from scenarios.deploy.folder import ServerSettings, nodes, nodes_file, runs, server_settings
 from scenarios.deploy.runs import Run, queue
 
 LOOK_S = 0.5
@@ -84,62 +81,6 @@ def serve(folder: Path, say: Say, stop: threading.Event) -> None:
             watch.end()
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """For every Flower process: no calls home, no `uv sync`, its own home."""
-    bin_ = str(Path(sys.executable).parent)
-    return {
-        **os.environ,
-        "FLWR_HOME": str(folder / "state/flwr"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        "PATH": f"{bin_}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
-
-
-@dataclass
-class Child:
-    """A process that is kept up; its output goes to a file."""
-
-    name: str
-    command: list[str]
-    log: Path
-    env: dict[str, str]
-    process: subprocess.Popen[bytes] | None = None
-    started: float = 0.0
-
-    def start(self) -> None:
-        """Start it; it ends with this process, however that ends."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                env=self.env,
-                preexec_fn=die_with_parent,
-            )
-        self.started = time.monotonic()
-
-    @property
-    def dead(self) -> bool:
-        """Whether it has ended."""
-        return self.process is not None and self.process.poll() is not None
-
-    def stop(self) -> None:
-        """End it, first kindly."""
-        if self.process is None or self.process.poll() is not None:
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
 @dataclass
 class Watch:
     """What the server process sees and does, look by look."""
@@ -151,6 +92,8 @@ class Watch:
     submitted: dict[str, float] = field(default_factory=dict)
     starts: dict[str, list[int]] = field(default_factory=dict)
     """Of each run, the rounds that were done when it was started."""
+    trouble: str = ""
+    """What was said last of the keys."""
 
     def begin(self) -> None:
         """Bring the processes up and register the keys."""
@@ -160,7 +103,8 @@ class Watch:
         home = Path(env["FLWR_HOME"])
         home.mkdir(parents=True, exist_ok=True)
         (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{self.address}"\n'
+            '[superlink]\ndefault = "here"\n[superlink.here]\n'
+            f'address = "{self.settings.link_address}"\n'
             f'root-certificates = "{self.folder / "ca.crt"}"\n'
         )
         app = state / "app"
@@ -177,7 +121,7 @@ class Watch:
             *("--database", str(state / "link.db"), "--disable-runtime-dependency-installation"),
         ]
         execute = [
-            *("flower-superexec", "--runtime-api-address", self.address),
+            *("flower-superexec", "--runtime-api-address", self.settings.link_address),
             *("--root-certificates", str(self.folder / "ca.crt"), *secret),
             *("--parent-pid", str(os.getpid())),
         ]
@@ -190,11 +134,6 @@ class Watch:
         self._keys()
         self.children[1].start()
 
-    @property
-    def address(self) -> str:
-        """Of the SuperLink, seen from this machine."""
-        return f"127.0.0.1:{self.settings.link_port}"
-
     def look(self) -> None:
         """Restart what died, register and revoke keys, start the next run."""
         for child in self.children:
@@ -204,7 +143,13 @@ class Watch:
                 if child.name == "superlink":
                     self._wait_healthy()
         if self._keys_changed():
-            self._keys()
+            try:
+                self._keys()
+                self.trouble = ""
+            except FedkdError as error:  # no reason to stop serving; said once, tried again
+                if str(error) != self.trouble:
+                    self.trouble = str(error)
+                    self.say(self.trouble)
         self._runs()
 
     def end(self) -> None:
@@ -212,23 +157,16 @@ class Watch:
         for child in reversed(self.children):
             child.stop()
 
-    def control(self) -> Control:
-        """The SuperLink's Control API; to be closed."""
-        return Control(self.address, (self.folder / "ca.crt").read_bytes())
-
     def _wait_healthy(self) -> None:
-        context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
         deadline = time.monotonic() + HEALTHY_S
         link, said = self.children[0], ""
         while time.monotonic() < deadline and not link.dead:
             try:
-                with urllib.request.urlopen(
-                    f"https://{self.address}/health", timeout=5, context=context
-                ):
+                if ask(self.folder / "ca.crt", self.settings.link_address, "/health").is_success:
                     return
-            except (urllib.error.URLError, OSError) as error:
+            except FedkdError as error:
                 said = str(error)
-                time.sleep(0.1)
+            time.sleep(0.1)
         tail = link.log.read_text(errors="replace").strip().splitlines()[-1:]
         raise FedkdError(
             "the SuperLink does not come up",
@@ -245,14 +183,14 @@ class Watch:
         """Make the SuperLink's list of nodes that of the folder `nodes`.
 
         What it has registered is found by its key: a process that was killed between a registration
-        and its note in nodes.json registers nothing twice, which a SuperLink refuses.
+        and its note in the file registers nothing twice, which a SuperLink refuses.
         """
         paths = sorted((self.folder / "nodes").glob("*.pub"))
         wanted = {path.stem: (node_key(path), path.read_text()) for path in paths}
         allowed = {key for key, _ in wanted.values()}
         names = {node: about["name"] for node, about in nodes(self.folder).items()}
         kept: dict[int, dict[str, Any]] = {}
-        with closing(self.control()) as control:
+        with closing(Control.of(self.folder, self.settings)) as control:
             listed = control.nodes()
             for node in listed:
                 if node.allowed and node.key not in allowed:
@@ -269,7 +207,7 @@ class Watch:
                     )
                 id_ = control.register(key) if found is None else found.id
                 kept[id_] = {"seat": seat, "name": name, "key": line}
-        write(self.folder / "nodes.json", json.dumps(kept, indent=1).encode())
+        write(nodes_file(self.folder), json.dumps(kept, indent=1).encode())
 
     def _runs(self) -> None:
         waiting = queue(self.folder)
@@ -292,28 +230,21 @@ class Watch:
         self._start(run)
 
     def _start(self, run: Run) -> None:
-        config = f'folder="{run.folder}" nodes="{self.folder / "nodes.json"}"'
+        """By Flower's own command line, which packs the app and hands it to the Control API."""
+        config = f'folder="{run.folder}" nodes="{nodes_file(self.folder)}"'
         self.submitted[run.name] = time.monotonic()
+        words = ["run", str(self.folder / "state/app"), "here", "--run-config", config]
         try:
-            self._flwr("run", str(self.folder / "state/app"), config=config)
-        except FedkdError as error:
-            self.say(f"run {run.name} could not be started: {error}; trying again")
-
-    def _flwr(self, *words: str, config: str | None = None) -> dict[str, Any]:
-        """Flower's own command line, which speaks to the Control API."""
-        more = [] if config is None else ["--run-config", config]
-        done = subprocess.run(
-            ["flwr", *words, "here", *more, "--format", "json"],
-            capture_output=True,
-            text=True,
-            env=environment(self.folder),
-            timeout=60,
-        )
-        try:
-            found: dict[str, Any] = json.loads(done.stdout)
-        except json.JSONDecodeError:
-            found = {"success": False, "error-message": done.stderr or done.stdout}
-        if not found.get("success", True):
-            said = " ".join(str(found.get("error-message", found)).split())
-            raise FedkdError(f"flwr {words[0]}: {said}")
-        return found
+            done = subprocess.run(
+                ["flwr", *words, "--format", "json"],
+                capture_output=True,
+                text=True,
+                env=environment(self.folder),
+                timeout=START_S,
+            )
+            if json.loads(done.stdout).get("success", True):
+                return
+            said = json.loads(done.stdout)["error-message"]
+        except (subprocess.TimeoutExpired, ValueError, KeyError) as error:
+            said = str(error)
+        self.say(f"run {run.name} could not be started: {' '.join(said.split())}; trying again")

@@ -8,15 +8,16 @@ from typing import Any
 
 from fedkd.errors import FedkdError
 from fedkd.files import is_locked
+from scenarios.deploy.control import Control
 from scenarios.deploy.folder import nodes, server_settings
 from scenarios.deploy.runs import all_runs
-from scenarios.deploy.server import Watch
 
 
 def status(folder: Path) -> dict[str, Any]:
     """Of a server's folder, from its files and its SuperLink.
 
-    Returns: `serving`, `address`, `clients` (name, seat, state: online, offline, revoked, waiting)
+    Returns: `serving`, `address`, `clients` (name, seat, state: online, offline, registered,
+    revoked, not registered yet, or unknown while nobody serves)
     and `runs` (name, state).
     """
     folder = folder.resolve()
@@ -25,7 +26,7 @@ def status(folder: Path) -> dict[str, Any]:
     online: dict[int, str] = {}
     if serving:
         try:
-            with closing(Watch(folder, settings, lambda line: None).control()) as control:
+            with closing(Control.of(folder, settings)) as control:
                 online = {
                     node.id: node.state if node.allowed else "revoked" for node in control.nodes()
                 }
@@ -36,9 +37,7 @@ def status(folder: Path) -> dict[str, Any]:
     def state(name: str) -> str:
         if not (folder / "nodes" / f"{name}.pub").exists():
             return "revoked"
-        if name not in by_name or not serving:
-            return "not registered yet" if name not in by_name else "unknown"
-        return online.get(by_name[name], "unknown")
+        return online.get(by_name[name], "unknown") if name in by_name else "not registered yet"
 
     return {
         "name": settings.name,

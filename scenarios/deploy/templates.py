@@ -29,7 +29,7 @@ NoNewPrivileges=true
 ProtectSystem=strict
 ProtectHome=read-only
 PrivateTmp=true
-ReadWritePaths=/etc/fedkd/$what/state$more
+ReadWritePaths=/etc/fedkd/$what/state
 
 [Install]
 WantedBy=multi-user.target
@@ -101,15 +101,12 @@ http {
 ENV = """\
 # Read by the service. One thread a process is right for small models; see `fedkd bench`.
 OMP_NUM_THREADS=1
-FLWR_TELEMETRY_ENABLED=0
-FLWR_DISABLE_UPDATE_CHECK=1
-FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
 """
 
 
 def write_server(folder: Path, settings: ServerSettings) -> None:
     """The server's files."""
-    unit = UNIT.substitute(what="server", command="server", more=" /etc/fedkd/server")
+    unit = UNIT.substitute(what="server", command="server")
     (folder / "fedkd-server.service").write_text(unit)
     (folder / "docker-compose.yml").write_text(COMPOSE_SERVER.substitute())
     (folder / "nginx.conf").write_text(nginx(settings))
@@ -118,7 +115,7 @@ def write_server(folder: Path, settings: ServerSettings) -> None:
 
 def write_client(folder: Path, settings: ServerSettings, name: str) -> None:
     """A client's files."""
-    unit = UNIT.substitute(what=name, command="client", more="")
+    unit = UNIT.substitute(what=name, command="client")
     (folder / f"fedkd-{name}.service").write_text(unit)
     (folder / "docker-compose.yml").write_text(COMPOSE_CLIENT.substitute(what=name))
     (folder / "fedkd.env").write_text(ENV)

@@ -15,7 +15,7 @@ import fedkd
 import privacy
 import scenarios
 import server
-from fedkd.config import Grid
+from fedkd.config_sections import Grid
 from fedkd.errors import FedkdError
 from scenarios.grids.workers import import_path, process_variables
 

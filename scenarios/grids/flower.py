@@ -13,7 +13,7 @@ from typing import Any
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fedkd.config import Grid
+from fedkd.config_sections import Grid
 from fedkd.errors import FedkdError
 
 

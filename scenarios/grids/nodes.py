@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.app.message.message import make_message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.supercore.task_identity import TaskIdentity
+
+from clients.carry import carry_out
 
 RUN_ID = 1
 FIRST_NODE_ID = 1000
@@ -69,12 +71,7 @@ class Nodes:
     def carry_out(self, message: Message) -> Message:
         """The reply to a message: the app's, or an error with what the app raised."""
         context = self._context(message.metadata.dst_node_id)
-        try:
-            reply = self._app(_isolated(message), context)
-        except Exception as error:
-            # As Flower's own engines do: a client that fails answers with an error.
-            reason = f"{type(error).__name__}: {error}"
-            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        reply = carry_out(self._app, _isolated(message), context)
         self._keep(context)
         return self._numbered(reply)
 

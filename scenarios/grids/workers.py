@@ -15,7 +15,8 @@ from typing import Any
 
 from flwr.serverapp import ServerApp
 
-from fedkd.config import Grid, Scenario
+from fedkd.config import Scenario
+from fedkd.config_sections import Grid
 from scenarios import memory
 from scenarios.grids.carrier import Answer, Greeting
 from scenarios.grids.dealer import Block

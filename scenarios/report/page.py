@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from base64 import b64encode
 from collections.abc import Callable
 from datetime import datetime
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedkd import config
+from fedkd.files import write as write_file
 from scenarios.audit.reading import ByName, leaks
 from scenarios.report import facts, privacy, times
 from scenarios.report.audited import AUDIT_PLOTS, told
@@ -38,7 +38,7 @@ def write(result: Result, folder: Path) -> Path:
     found: ByName = leaks(result)
     pictures, drawn = _drawn(PLOTS, result, folder), _drawn(AUDIT_PLOTS, found, folder)
     page = folder / "report.html"
-    replace(page, _render(result, pictures, found, drawn).encode())
+    write_file(page, _render(result, pictures, found, drawn).encode())
     return page
 
 
@@ -49,7 +49,7 @@ def _drawn(plots: tuple[Plot[Shown], ...], shown: Shown, folder: Path) -> Pictur
     """What there is to draw, as PNGs; they are in the folder then too."""
     pictures = [(plot, png(figure)) for plot in plots if (figure := plot.draw(shown))]
     for plot, picture in pictures:
-        replace(folder / "plots" / f"{plot.name}.png", picture)
+        write_file(folder / "plots" / f"{plot.name}.png", picture)
     return pictures
 
 
@@ -82,14 +82,6 @@ def _render(result: Result, pictures: Pictures, found: ByName, drawn: Pictures) 
         notes=facts.notes(result),
         times=times.in_words(result),
     )
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(data)
-    part.replace(path)
 
 
 def _share(key: str) -> Callable[[dict[str, Any]], str]:

@@ -78,7 +78,7 @@ def curves(result: Result) -> Figure | None:
     )
     axes.set_xlim(0.5, n_rounds + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes.grid(axis="y", color=LINES)
     label(axes, "round")
     return plot

@@ -45,7 +45,7 @@ def test_a_simulated_client_has_no_secret_and_no_folder() -> None:
         ({"seat": 0, "data": '{"name": "digits"}'}, "needs a folder for its state"),
         ({"seat": 0, "state": "x", "data": "{"}, "no readable data section"),
         ({"seat": 0, "state": "x", "data": '{"name": "x"}'}, "no readable data section"),
-        ({"seat": 0, "consent": '{"weights": true}'}, "consent cannot be read"),
+        ({"seat": 0, "consent": '{"weights": true}'}, "no readable consent"),
     ],
 )
 def test_a_node_config_that_cannot_be_read(node_config: dict[str, Any], reason: str) -> None:

@@ -14,10 +14,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedkd.data.canaries import Canaries
 from fedkd.data.dataset import NO_LABEL
-from fedkd.data.federation import Federation, build
+from fedkd.data.federation import Federation, build, held
 from fedkd.data.idx import Idx
 from fedkd.data.npz import Npz
-from fedkd.data.partition import Iid, Natural, Shards, Strong
+from fedkd.data.partition import Iid, Natural, Own, Shards, Strong
 from fedkd.data.proxy import PROXIES, Contributed, Foreign, Proxy, Public
 from fedkd.data.sources import Digits
 from fedkd.data.text import Pydoc
@@ -289,3 +289,20 @@ def test_canaries_are_refused_in_other_data_and_in_other_proxies() -> None:
     for proxy in (Contributed(), foreign):
         with pytest.raises(FedkdError, match="only a public proxy set can hold the canaries"):
             planted(proxy, Canaries(in_proxy=True))
+
+
+def test_a_client_with_its_own_data_knows_them_and_nothing_of_others(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.integers(0, 256, (30, 1, 4, 4), dtype=np.uint8), np.arange(30) % 3
+    np.savez(tmp_path / "own.npz", x=x, y=y, x_test=x[:6], y_test=y[:6])
+    source = Npz(path=str(tmp_path / "own.npz"))
+    world = held(source, 1, Own(clients=3, classes=10), Contributed(fraction=0.2), 1)
+    assert [len(part) for part in world.private] == [0, 24, 0]
+    assert [len(part) for part in world.contributed] == [0, 6, 0]
+    assert not set(world.private[1]) & set(world.contributed[1])
+    assert torch.equal(world.test.x, torch.from_numpy(x[:6]))
+    assert world.train.n_classes == 10
+    assert len(held(source, 1, Own(clients=3), None, 1).private[1]) == 30
+    for seat, classes, reason in ((3, 10, "no such seat"), (0, 2, "other classes")):
+        with pytest.raises(FedkdError, match=reason):
+            held(source, seat, Own(clients=3, classes=classes), None, 1)

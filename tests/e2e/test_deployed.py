@@ -88,7 +88,7 @@ def test_who_is_not_welcome_is_told_why(tmp_path: Path) -> None:
         assert status(real.server)["clients"][0]["state"] == "revoked"
         # As after kill -9 between a registration and its note: found again, not registered twice.
         noted = nodes(real.server)
-        (real.server / "nodes.json").unlink()
+        (real.server / "state/nodes.json").unlink()
         until(lambda: nodes(real.server) == noted, 30, "the same nodes are noted again")
         real.stop("server")
         init.rotate(real.folder, days=-1)

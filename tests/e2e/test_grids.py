@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fedkd import config
+from fedkd.config_sections import Grid
 from scenarios.simulate import Result, load_result, simulate
 from small_runs import consensus, facts, ledgers, small
 
@@ -105,7 +106,7 @@ def test_every_grid_equals_inline_to_the_bit(tmp_path: Path, grid: str, name: st
     scenario = small(**CLASSES[name])
     inline = simulate(scenario, folder=tmp_path / "inline")
     assert not [event for event in inline.cells[0].events if event["event"] == "refused"]
-    elsewhere = scenario.on(config.Grid(name=grid, workers=2))  # type: ignore[arg-type]
+    elsewhere = scenario.on(Grid(name=grid, workers=2))  # type: ignore[arg-type]
     if grid == "workers":
         other = simulate(elsewhere, folder=tmp_path / grid)
     else:
@@ -128,7 +129,7 @@ def test_a_cohort_is_close_to_inline(tmp_path: Path, name: str) -> None:
     """Clients that are advanced together round otherwise, and training carries that on."""
     scenario = small(**CLASSES[name])
     inline = simulate(scenario, folder=tmp_path / "inline")
-    together = scenario.on(config.Grid(name="cohort", block=(4,)))
+    together = scenario.on(Grid(name="cohort", block=(4,)))
     cohort = simulate(together, folder=tmp_path / "cohort")
     of_accuracy, of_values = TOLERANCES.get(name, USUAL)
     for one, other in zip(facts(inline), facts(cohort), strict=True):
@@ -174,9 +175,9 @@ def test_ray_actors_add_up_what_their_clients_answer(tmp_path: Path) -> None:
         method={"name": "no-filter"},
         proxy={"name": "public", "size": 80},
     )
-    alone = simulate(scenario.on(config.Grid(name="cohort", block=4)), folder=tmp_path / "alone")
+    alone = simulate(scenario.on(Grid(name="cohort", block=4)), folder=tmp_path / "alone")
     path, folder = tmp_path / "ray.toml", tmp_path / "ray"
-    path.write_text(config.dump(scenario.on(config.Grid(name="ray", workers=2, block=4))))
+    path.write_text(config.dump(scenario.on(Grid(name="ray", workers=2, block=4))))
     command = [sys.executable, "-c", COUNTED, str(path), str(folder)]
     done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fedkd import config
+from fedkd.config_sections import Grid
 from ray_cluster import Node, cluster, command_line
 from scenarios.simulate import load_result, simulate
 from small_runs import consensus, facts, small
@@ -117,7 +118,7 @@ def test_an_actor_that_dies_is_replaced_and_gpus_are_shared_in_fractions(tmp_pat
         out, error = process.communicate(timeout=240)
         assert process.returncode == 0, out + error
 
-        greedy = scenario.on(config.Grid(client_gpus=2))
+        greedy = scenario.on(Grid(client_gpus=2))
         process = start(greedy, tmp_path / "greedy", "--ray-address", made.address)
         _, error = process.communicate(timeout=120)
         assert process.returncode == 2

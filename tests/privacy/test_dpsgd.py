@@ -17,7 +17,7 @@ from scipy.stats import chi2, kstest
 from torch import Tensor, nn
 
 from fedkd import training
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.data.sources import Digits
 from fedkd.errors import FedkdError
 from fedkd.models.zoo import Classifier, build

@@ -17,7 +17,7 @@ from opacus.accountants.utils import get_noise_multiplier
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.errors import FedkdError
 from fedkd.protection import DpSgd
 from fedkd.training import batches

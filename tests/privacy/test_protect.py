@@ -16,7 +16,8 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from fedkd import config, protection
-from fedkd.config import Phase, Scenario, Training
+from fedkd.config import Scenario
+from fedkd.config_sections import Phase, Training
 from fedkd.errors import FedkdError
 from fedkd.rng import torch_stream
 from privacy import accounting, asked, claims, mechanisms, protect

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedkd import config
-from fedkd.config import Grid
+from fedkd.config_sections import Grid
 from fedkd.errors import FedkdError
 from scenarios import cli
 from scenarios.grids.cluster import _fit

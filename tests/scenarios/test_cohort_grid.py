@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fedkd import config
-from fedkd.config import Grid
+from fedkd.config_sections import Grid
 from fedkd.errors import FedkdError
 from scenarios.simulate import resume, simulate
 from server.events import Event

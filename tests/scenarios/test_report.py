@@ -22,7 +22,7 @@ from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
 from fedkd import payload
-from fedkd.config import Grid
+from fedkd.config_sections import Grid
 from fedkd.data.federation import build
 from scenarios.report import facts, page, times
 from scenarios.report.figures import BLUE, ORANGE, VOID

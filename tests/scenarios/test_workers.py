@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fedkd import config
-from fedkd.config import Grid
+from fedkd.config_sections import Grid
 from fedkd.errors import FedkdError
 from scenarios.grids import dealer, pool, workers
 from scenarios.grids.carrier import Answer, Carrier, Greeting

@@ -7,13 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from clients.app import app as client_app
 from fedkd import config
 from fedkd.errors import FedkdError
+from scenarios.audit.run import audit
+from scenarios.grids.inline import InlineGrid
 from scenarios.report import page
 from scenarios.simulate import load_result, simulate
-from server.events import Event
-from small_runs import consensus, facts
+from server import attendance
+from server.events import Event, EventLog
+from server.job import Job, Roster
+from small_runs import consensus, facts, small
 from wandering import FIRST, Wandering, deployed, owned, play
 
 UNLIKE = ("seconds", "bytes_pool")
@@ -183,6 +189,24 @@ def test_a_node_cannot_speak_for_another_seat(tmp_path: Path) -> None:
     assert {e["client"] for e in events if e["event"] == "client"} == {0, 2}
 
 
+def test_where_no_node_can_leave_nobody_looks() -> None:
+    """Our own grids: a look a round at each of a population would cost more than the round."""
+    roster = Roster(
+        nodes={0: -1},
+        n_classes=10,
+        shape=(1, 8, 8),
+        dtype=torch.float32,
+        pool=None,
+        truth=None,
+        packed=None,
+        digest="",
+        holders=set(),
+    )
+    job = Job(scenario=small(), seed=1, state_folder="")
+    attendance.look(InlineGrid(client_app, 3), job, roster, EventLog(None), 2)
+    assert roster.nodes == {0: -1}, "a node that is not listed is not looked for"
+
+
 def test_the_report_of_clients_with_their_own_data(tmp_path: Path) -> None:
     """Nobody knows who holds what, so that plot is left out; the rest of the page is there."""
     configs, simulation = owned(tmp_path)
@@ -191,4 +215,8 @@ def test_the_report_of_clients_with_their_own_data(tmp_path: Path) -> None:
     (tmp_path / "run/scenario.toml").write_text(config.dump(scenario))
     text = page.write(load_result(tmp_path / "run"), tmp_path / "run").read_text()
     assert "Who holds which samples" not in text
+    assert "The ledgers of this run lie with its clients" in text
+    assert "the simulation also tells" not in text
+    with pytest.raises(FedkdError, match="only the clients know"):
+        audit(tmp_path / "run")
     assert "<svg" in text or "<img" in text

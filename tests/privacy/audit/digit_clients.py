@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedkd.cohort import Cohort
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.data.dataset import Dataset
 from fedkd.data.sources import Digits
 from fedkd.models.zoo import Classifier, build

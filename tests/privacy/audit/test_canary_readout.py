@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.data.canaries import FORMATS, Canaries, Canary, Format, insert, sentences
 from fedkd.data.sources import load
 from fedkd.data.text import Pydoc

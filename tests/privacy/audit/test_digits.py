@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from digit_clients import CLIENTS, federation, mlp
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.exchange.distill import KL
 from fedkd.rng import stream
 from fedkd.training import predict

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.data.sources import Digits, load
 from fedkd.errors import FedkdError
 from fedkd.models.zoo import Classifier, build

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from scipy.spatial.distance import chebyshev, cityblock
 from scipy.stats import entropy
 
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.data.partition import Dirichlet
 from fedkd.data.sources import Digits, load
 from fedkd.errors import FedkdError

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.data.dataset import NO_LABEL
 from fedkd.data.sources import load
 from fedkd.data.text import Pydoc, records

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import softmax
 
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.errors import FedkdError
 from fedkd.rng import stream
 from privacy.audit import paired_logits

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.data.sources import load
 from fedkd.data.text import Pydoc
 from fedkd.models.zoo import build

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedkd.config import Phase
+from fedkd.config_sections import Phase
 from fedkd.errors import FedkdError
 from fedkd.exchange.distill import KL
 from fedkd.models.zoo import Classifier, build

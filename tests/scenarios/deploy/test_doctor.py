@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from scenarios.deploy import doctor, init
-from scenarios.deploy.doctor import Finding, examine
+from scenarios.deploy.doctor import examine
 from scenarios.deploy.folder import client_settings, dump
+from scenarios.doctor import Finding
 
 
 @pytest.fixture

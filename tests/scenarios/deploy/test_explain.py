@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flwr.app import Context, Message
 
+from clients.app import app as client_app
 from privacy.ledger import look
 from privacy.totals import totals
 from scenarios.deploy import init
 from scenarios.deploy.client import source_of
-from scenarios.deploy.explain import explain
+from scenarios.deploy.explain import explain, leaving
 from scenarios.deploy.folder import client_settings, dump
 from wandering import Wandering, deployed, owned, play
 
@@ -63,6 +66,47 @@ def test_what_is_given_in_the_clear_and_measured_is_said(tmp_path: Path, client:
     text = "\n".join(explain(client, scenario, str(configs[0]["data"])))
     assert "It would take part" in text
     assert "losses" not in text
+
+
+CONTRIBUTED = {"name": "contributed", "fraction": 0.1}
+FOREIGN = {"name": "foreign", "source": {"name": "digits"}, "size": 40}
+
+
+@pytest.mark.parametrize(
+    ("proxy", "server", "travelled"),
+    [
+        (CONTRIBUTED, "plain", {"hello": "query.hello"}),
+        (FOREIGN, "plain", {"hello": "query.hello", "soft labels": "train"}),
+        (FOREIGN, "secure-aggregation", {"key": "query.keys", "soft labels": "train"}),
+    ],
+)
+def test_sizes_are_those_that_travel(
+    tmp_path: Path, client: Path, proxy: dict[str, Any], server: str, travelled: dict[str, str]
+) -> None:
+    """Every sample is answered, so the most that may leave is what leaves, to the byte."""
+    configs, simulation = owned(tmp_path)
+    scenario = deployed(
+        simulation,
+        proxy=proxy,
+        method={"gate": {"name": "open"}},
+        privacy={"server": {"name": server}},
+    )
+    sizes: dict[str, int] = {}
+
+    def measured(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        if context.node_config["seat"] == 0 and "payload" in reply.content:
+            data = reply.content.array_records["payload"]["bytes"].data
+            sizes[message.metadata.message_type] = len(data)
+        return reply
+
+    play(Wandering(configs, measured), scenario, tmp_path / "run")  # type: ignore[arg-type]
+    world = scenario.held(1, 0, source_of(str(configs[0]["data"])))
+    said = {one.what: one.n_bytes for one in leaving(scenario, client_settings(client), world)}
+    assert {what: said[what] for what in travelled} == {
+        what: sizes[message] for what, message in travelled.items()
+    }
+    assert set(sizes) <= {"query.hello", "query.keys", "train"}, "nothing else left"
 
 
 def test_measures_stay_where_the_client_says_so(tmp_path: Path) -> None:

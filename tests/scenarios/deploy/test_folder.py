@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -205,4 +208,52 @@ def test_a_locked_folder(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
     with locked(tmp_path):
         assert is_locked(tmp_path)
+        with pytest.raises(FedkdError, match="another process"), locked(tmp_path):
+            pass
     assert not is_locked(tmp_path)
+
+
+def test_who_only_looks_keeps_nobody_out(tmp_path: Path) -> None:
+    """A look takes the lock for an instant; who works there must not be refused for that."""
+    (tmp_path / "lock").touch()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            is_locked(tmp_path)
+
+    lookers = [threading.Thread(target=look) for _ in range(3)]
+    for one in lookers:
+        one.start()
+    try:
+        for _ in range(50):
+            with locked(tmp_path):
+                pass
+    finally:
+        done.set()
+        for one in lookers:
+            one.join()
+
+
+@pytest.mark.parametrize(
+    ("port", "clients", "reason"),
+    [(99999, ["a"], "less than or equal"), (0, ["a"], "greater than"), (8100, [], "at least 1")],
+)
+def test_numbers_that_cannot_be_used(
+    tmp_path: Path, port: int, clients: list[str], reason: str
+) -> None:
+    with pytest.raises(FedkdError, match=f"the deployment: .*{reason}"):
+        init.init(tmp_path / "x", ["localhost"], port, clients)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+def test_systemd_finds_no_fault_with_the_units(folder: Path, tmp_path: Path) -> None:
+    for path in [*folder.rglob("*.service")]:
+        program = tmp_path / path.name  # it looks whether the program is there
+        text = path.read_text().replace("/opt/fedkd/bin/fedkd", sys.executable)
+        program.write_text(text.replace("User=fedkd\n", ""))
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", str(program)], capture_output=True, text=True
+        )
+        assert path.name not in done.stderr, done.stderr
