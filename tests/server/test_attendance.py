@@ -189,7 +189,7 @@ def test_a_node_cannot_speak_for_another_seat(tmp_path: Path) -> None:
     assert {e["client"] for e in events if e["event"] == "client"} == {0, 2}
 
 
-def test_where_no_node_can_leave_nobody_looks() -> None:
+def test_where_no_node_can_leave_nobody_looks(tmp_path: Path) -> None:
     """Our own grids: a look a round at each of a population would cost more than the round."""
     roster = Roster(
         nodes={0: -1},
@@ -202,7 +202,7 @@ def test_where_no_node_can_leave_nobody_looks() -> None:
         digest="",
         holders=set(),
     )
-    job = Job(scenario=small(), seed=1, state_folder="")
+    job = Job(scenario=small(), seed=1, state_folder=str(tmp_path))
     attendance.look(InlineGrid(client_app, 3), job, roster, EventLog(None), 2)
     assert roster.nodes == {0: -1}, "a node that is not listed is not looked for"
 
