@@ -139,7 +139,7 @@ def serve(node: Node, say: Say, stop: threading.Event, heartbeat_s: int) -> None
             try:
                 if not joined:
                     say(f"joined {node.fleet.address} as node {node.join()}")
-                    joined = True
+                    joined, trouble = True, ""
                     if not beating.is_alive():
                         beating.start()
                 worked = node.turn()
