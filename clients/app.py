@@ -125,6 +125,7 @@ def make_app(store_of: Stores = _store_of) -> App:
                 round_=first.client.round,
                 n_samples=proxy.n_samples,
                 n_classes=first.client.world.train.n_classes,
+                coding=first.client.scenario.coding_down,
             )
             steps.learn_consensus(clients, models, proxy, consensus)
         if first.client.scenario.measures(first.client.round):
@@ -226,7 +227,9 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
         if receipt is None:
             continue
         if cohort is None:
-            answer = _packed(client, payload.Answer(client.id, client.round, ids, values))
+            answer = _packed(
+                client, payload.Answer(client.id, client.round, ids, values), proxy.n_samples
+            )
         else:
             answer = secure.blind(client, cohort, secagg.table(ids, values, proxy.n_samples))
         sent[client.id] = _seal(client, answer, receipt, *masks[client.id])
@@ -287,12 +290,12 @@ def _weights(turn: Turn) -> Sealed | None:
     return _seal(client, weights, receipt)
 
 
-def _packed(client: Client, answer: payload.Answer) -> payload.Bytes:
-    """The answer as the method's release sends it."""
-    coding = client.scenario.method.release.coding
+def _packed(client: Client, answer: payload.Answer, n_samples: int) -> payload.Bytes:
+    """The answer as the scenario sends it."""
+    coding, packing = client.scenario.coding_up, client.scenario.packing(n_samples)
     if coding is None:
-        return payload.encode_answer(answer)
-    return payload.encode_sparse_answer(answer, coding, client.draws("coding"))
+        return payload.encode_answer(answer, packing)
+    return payload.encode_coded_answer(answer, coding, client.draws("coding"), packing)
 
 
 def _open(message: Message, context: Context, store_of: Stores) -> tuple[Client, ClientStore]:

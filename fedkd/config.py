@@ -15,10 +15,11 @@ from typing import Any
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
+from fedkd.codecs import coding_of
 from fedkd.config_errors import explain
 from fedkd.config_overrides import apply
 from fedkd.config_privacy import check_axes, check_privacy
-from fedkd.config_sections import Attendance, Grid, MethodConfig, Model, Training
+from fedkd.config_sections import Attendance, Grid, MethodConfig, Model, Training, Wire
 from fedkd.data.canaries import Canaries
 from fedkd.data.federation import Federation, build, held
 from fedkd.data.partition import Iid, Natural, Own, Partition, Strong, Virtual
@@ -27,8 +28,10 @@ from fedkd.data.sources import Digits, Source
 from fedkd.data.sources import load as load_data
 from fedkd.errors import FedkdError, did_you_mean
 from fedkd.exchange.methods import METHODS
-from fedkd.protection import PlainServer, Privacy
+from fedkd.payload import Packing
+from fedkd.protection import PlainServer, Privacy, SecureAggregation
 from fedkd.section import Section
+from fedkd.sparse import Coding
 
 
 class Scenario(Section):
@@ -52,6 +55,7 @@ class Scenario(Section):
     training: Training = Training()
     attendance: Attendance = Attendance()
     privacy: Privacy = Privacy()
+    wire: Wire = Wire()
     grid: Grid = Grid()
     audit: bool = False
     """Whether the server records all that it hears and tells, for audits; it needs a run folder."""
@@ -77,6 +81,7 @@ class Scenario(Section):
                 value=block,
                 allowed=f"1 number, or {len(names)}",
             )
+        self._check_wire()
         self.privacy.check_server(self.method.exchange, self.method.release.name)
         release, distill = self.method.release, self.method.distill
         if release.temperature != distill.temperature:
@@ -105,6 +110,30 @@ class Scenario(Section):
         self._check_own()
         return self
 
+    def _check_wire(self) -> None:
+        release, wire = self.method.release, self.wire
+        if "argmax" in (wire.up, wire.down) and not release.simplex:
+            raise FedkdError(
+                "only the likeliest class is sent, and students learn from raw logits",
+                value=f"wire.up = {wire.up!r}, wire.down = {wire.down!r}",
+                allowed="float32, float16, int8",
+                fix='set that, or method.release.name = "probabilities"',
+            )
+        if wire.up == "float32":
+            return
+        if release.coding is not None:
+            raise FedkdError(
+                f"the answers of method.release.name = {release.name!r} are already coded",
+                value=f"wire.up = {wire.up!r}",
+                fix='wire.up = "float32"',
+            )
+        if isinstance(self.privacy.server, SecureAggregation):
+            raise FedkdError(
+                "answers under a mask are sent whole, as what sums exactly",
+                value=f"wire.up = {wire.up!r}",
+                fix='wire.up = "float32"',
+            )
+
     def _check_own(self) -> None:
         if not isinstance(self.partition, Own):
             return
@@ -126,6 +155,22 @@ class Scenario(Section):
     def uses_pool(self) -> bool:
         """Whether a proxy set is needed; where it is not, clients keep all their data."""
         return self.method.exchange in ("soft-labels", "proxy-labels")
+
+    @property
+    def coding_up(self) -> Coding | None:
+        """How answers are coded; None: they travel as they are."""
+        release = self.method.release
+        return release.coding or coding_of(self.wire.up, release.simplex)
+
+    @property
+    def coding_down(self) -> Coding | None:
+        """How the consensus is coded; None: it travels as it is."""
+        return coding_of(self.wire.down, self.method.release.simplex)
+
+    def packing(self, n_samples: int) -> Packing | None:
+        """How messages about `n_samples` proxy samples are packed; None: they are not."""
+        wire = self.wire
+        return Packing(n_samples, wire.mask, wire.zstd) if wire.mask or wire.zstd else None
 
     @property
     def blocks(self) -> dict[str, int]:

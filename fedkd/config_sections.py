@@ -120,6 +120,24 @@ class Training(Section):
         return self.taking_part(n_clients) / n_clients
 
 
+class Wire(Section):
+    """How soft labels travel: in fewer bytes, with or without a loss; see docs/wire.md."""
+
+    up: Literal["float32", "float16", "int8", "argmax"] = "float32"
+    """The answers of clients. `method.release` has other ways: top-k and sampled."""
+    down: Literal["float32", "float16", "int8", "argmax"] = "float32"
+    """The consensus, which students learn as it arrives."""
+    mask: bool = False
+    """Whether a bit for each proxy sample says which are answered, where that is shorter."""
+    zstd: int = Field(0, ge=0, le=19)
+    """The level at which answers and consensus are compressed; 0 is not at all."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether everything travels as it is."""
+        return self == Wire()
+
+
 class Attendance(Section):
     """Who must be there, and what becomes of whoever is late: of deployments above all."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkd.codecs import ids_of, mask_of, opened, squeezed
 from fedkd.errors import PayloadError
 from fedkd.exchange.combine import GRID, Consensus, Votes
 from fedkd.sparse import TOLERANCE, Coding
@@ -25,6 +26,16 @@ from fedkd.wire import (
 )
 
 __all__ = ["SCHEMA", "Bytes"]
+
+
+class Packing(NamedTuple):
+    """What is done to answers and consensus to make them shorter, without any loss."""
+
+    n_samples: int
+    mask: bool
+    """Whether a bit for each sample says which are meant, where that is shorter than their ids."""
+    zstd: int
+    """Its level; 0 is none."""
 
 
 class Hello(NamedTuple):
@@ -49,7 +60,7 @@ class Answer(NamedTuple):
         yield self
 
 
-class SparseAnswer(NamedTuple):
+class CodedAnswer(NamedTuple):
     """One client's answers of one round as a coding of them was sent; checked."""
 
     client: int
@@ -123,10 +134,10 @@ def decode_pool(data: Bytes) -> Pool:
     return pool
 
 
-def encode_answer(answer: Answer) -> Bytes:
+def encode_answer(answer: Answer, packing: Packing | None = None) -> Bytes:
     """One client's answers as bytes."""
-    arrays = {"ids": answer.ids, "values": answer.values}
-    return pack("answer", arrays, client=answer.client, round=answer.round)
+    arrays = {"values": answer.values}
+    return _packed("answer", answer.ids, arrays, packing, client=answer.client, round=answer.round)
 
 
 def decode_answer(
@@ -138,8 +149,8 @@ def decode_answer(
     Raises: PayloadError for another client or round, ids out of range, unsorted or repeated, a
         wrong shape, values that are not finite or, with `simplex`, not distributions.
     """
-    arrays, header = unpack(data, "answer", {"ids": "int32", "values": "float32"})
-    answer = Answer(whole(header, "client"), whole(header, "round"), **arrays)
+    ids, arrays, header = _unpacked(data, "answer", {"values": "float32"}, n_samples, n_classes)
+    answer = Answer(whole(header, "client"), whole(header, "round"), ids, **arrays)
     _from(answer, client, round_)
     check_rows(answer.ids, answer.values, n_samples, n_classes)
     if simplex and len(answer.values):
@@ -151,26 +162,28 @@ def decode_answer(
     return answer
 
 
-def encode_sparse_answer(answer: Answer, coding: Coding, draws: np.random.Generator) -> Bytes:
+def encode_coded_answer(
+    answer: Answer, coding: Coding, draws: np.random.Generator, packing: Packing | None = None
+) -> Bytes:
     """One client's answers as bytes, their rows by `coding`.
 
     Raises: FedkdError for a row that is not a distribution.
     """
-    arrays = {"ids": answer.ids, **coding.encode(answer.values, draws)}
-    return pack(coding.kind, arrays, client=answer.client, round=answer.round)
+    arrays = coding.encode(answer.values, draws)
+    who = {"client": answer.client, "round": answer.round}
+    return _packed(coding.kind, answer.ids, arrays, packing, **who)
 
 
-def decode_sparse_answer(
+def decode_coded_answer(
     data: Bytes, *, client: int, round_: int, n_samples: int, n_classes: int, coding: Coding
-) -> SparseAnswer:
+) -> CodedAnswer:
     """The answers of `client` in `round_`, all of them checked before any dense row is made.
 
     Raises: PayloadError as `decode_answer`, and for arrays that break the coding's contract.
     """
-    spec = {"ids": "int32", **coding.types(n_classes)}
-    arrays, header = unpack(data, coding.kind, spec)
-    ids = arrays.pop("ids")
-    answer = SparseAnswer(
+    spec = coding.types(n_classes)
+    ids, arrays, header = _unpacked(data, coding.kind, spec, n_samples, n_classes)
+    answer = CodedAnswer(
         whole(header, "client"), whole(header, "round"), ids, arrays, coding, n_classes
     )
     _from(answer, client, round_)
@@ -233,18 +246,46 @@ def decode_partial(data: Bytes, *, round_: int, n_samples: int, n_classes: int) 
     return Partial(round_, clients, ids, Votes(total, voters))
 
 
-def encode_consensus(consensus: Consensus, round_: int) -> Bytes:
+def encode_consensus(consensus: Consensus, round_: int, packing: Packing | None = None) -> Bytes:
     """One round's consensus as bytes."""
-    return pack("consensus", consensus._asdict(), round=round_)
+    arrays = {"values": consensus.values}
+    return _packed("consensus", consensus.ids, arrays, packing, round=round_)
 
 
-def decode_consensus(data: Bytes, *, round_: int, n_samples: int, n_classes: int) -> Consensus:
-    """Raises: PayloadError for another round, bad ids, a wrong shape or values not finite."""
-    arrays, header = unpack(data, "consensus", {"ids": "int32", "values": "float32"})
+def encode_coded_consensus(
+    consensus: Consensus,
+    round_: int,
+    coding: Coding,
+    draws: np.random.Generator,
+    packing: Packing | None = None,
+) -> Bytes:
+    """One round's consensus as bytes, its rows by `coding`.
+
+    Raises: FedkdError for a row that the coding does not take.
+    """
+    arrays = coding.encode(consensus.values, draws)
+    return _packed(f"consensus-{coding.kind}", consensus.ids, arrays, packing, round=round_)
+
+
+def decode_consensus(
+    data: Bytes, *, round_: int, n_samples: int, n_classes: int, coding: Coding | None = None
+) -> Consensus:
+    """The consensus of a round, its rows as the coding says.
+
+    Raises: PayloadError for another round, bad ids, a wrong shape, values that are not finite, or
+        arrays that break the coding's contract.
+    """
+    spec = {"values": "float32"} if coding is None else coding.types(n_classes)
+    kind = "consensus" if coding is None else f"consensus-{coding.kind}"
+    ids, arrays, header = _unpacked(data, kind, spec, n_samples, n_classes)
     if whole(header, "round") != round_:
         raise PayloadError("consensus of another round", value=header["round"])
-    check_rows(arrays["ids"], arrays["values"], n_samples, n_classes)
-    return Consensus(**arrays)
+    if coding is None:
+        check_rows(ids, arrays["values"], n_samples, n_classes)
+        return Consensus(ids, arrays["values"])
+    check_ids(ids, n_samples)
+    coding.check(arrays, len(ids), n_classes)
+    return Consensus(ids, np.concatenate(list(coding.decode(arrays, n_classes))))
 
 
 def encode_weights(
@@ -275,7 +316,38 @@ def decode_weights(
     return arrays["weights"], n_samples
 
 
-def _from(answer: Answer | SparseAnswer, client: int, round_: int) -> None:
+def _packed(
+    kind: str,
+    ids: NDArray[np.int32],
+    arrays: dict[str, Array],
+    packing: Packing | None,
+    **header: int,
+) -> Bytes:
+    """A message about some proxy samples, as short as `packing` allows."""
+    if packing is None:
+        return pack(kind, {"ids": ids, **arrays}, **header)
+    which: dict[str, Array] = {"ids": ids}
+    if packing.mask and 4 * len(ids) > -(-packing.n_samples // 8):
+        which = {"mask": mask_of(ids, packing.n_samples)}
+    return squeezed(pack(kind, {**which, **arrays}, **header), packing.zstd)
+
+
+def _unpacked(
+    data: Bytes, kind: str, spec: dict[str, str], n_samples: int, n_classes: int
+) -> tuple[Array, dict[str, Array], dict[str, Any]]:
+    """The ids, the other arrays and the header of a message, however it was packed.
+
+    A frame may hold what the largest answer to all samples takes, and no more.
+    """
+    most = n_samples * (12 * n_classes + 8) + 2**16
+    arrays, header = unpack(
+        opened(data, most), kind, {"ids": "int32", **spec}, {"mask": "uint8", **spec}
+    )
+    ids = arrays.pop("ids") if "ids" in arrays else ids_of(arrays.pop("mask"), n_samples)
+    return ids, arrays, header
+
+
+def _from(answer: Answer | CodedAnswer, client: int, round_: int) -> None:
     if answer.client != client:
         raise PayloadError("answer in another client's name", value=answer.client)
     if answer.round != round_:

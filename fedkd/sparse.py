@@ -68,15 +68,15 @@ class Largest:
 
     def types(self, n_classes: int) -> dict[str, str]:
         """As `Coding.types`."""
-        return {"classes": _smallest(n_classes - 1), "values": "float32"}
+        return {"classes": smallest(n_classes - 1), "values": "float32"}
 
     def encode(self, rows: Rows, draws: np.random.Generator) -> dict[str, NDArray[Any]]:
         """As `Coding.encode`; draws nothing."""
-        _distributions(rows)
+        check_distributions(rows)
         n_classes = rows.shape[1]
         k = min(self.k, n_classes)
         parts = []
-        for block in _blocks(rows, n_classes):
+        for block in blocks(rows, n_classes):
             least = np.partition(block, n_classes - k, axis=1)[:, n_classes - k, None]
             above, equal = block > least, block == least
             room = k - above.sum(axis=1, keepdims=True)
@@ -84,7 +84,7 @@ class Largest:
             parts.append(kept.nonzero()[1].reshape(-1, k))
         classes = np.concatenate(parts)
         values = np.take_along_axis(rows, classes, axis=1)
-        return {"classes": classes.astype(_smallest(n_classes - 1)), "values": values}
+        return {"classes": classes.astype(smallest(n_classes - 1)), "values": values}
 
     def check(self, arrays: Arrays, n_rows: int, n_classes: int) -> None:
         """As `Coding.check`."""
@@ -116,7 +116,7 @@ class Largest:
         """As `Coding.decode`."""
         classes, values = arrays["classes"], arrays["values"]
         n_others = max(n_classes - values.shape[1], 1)
-        for some, kept in zip(_blocks(classes, n_classes), _blocks(values, n_classes), strict=True):
+        for some, kept in zip(blocks(classes, n_classes), blocks(values, n_classes), strict=True):
             tail = np.maximum(1 - kept.sum(axis=1, dtype=np.float64), 0) / n_others
             rows = np.repeat(tail.astype(np.float32)[:, None], n_classes, axis=1)
             np.put_along_axis(rows, some, kept, axis=1)
@@ -140,14 +140,14 @@ class Draws:
 
     def types(self, n_classes: int) -> dict[str, str]:
         """As `Coding.types`."""
-        return {"classes": _smallest(n_classes - 1), "counts": _smallest(self.n)}
+        return {"classes": smallest(n_classes - 1), "counts": smallest(self.n)}
 
     def encode(self, rows: Rows, draws: np.random.Generator) -> dict[str, NDArray[Any]]:
         """As `Coding.encode`; takes n uniform draws a row, in the rows' order."""
-        _distributions(rows)
+        check_distributions(rows)
         n_classes = rows.shape[1]
         classes, counts = [], []
-        for block in _blocks(rows, max(n_classes, self.n)):
+        for block in blocks(rows, max(n_classes, self.n)):
             ends = np.cumsum(block, axis=1, dtype=np.float64)
             # A product with a number below one is below the last end, so it lies in some class;
             # `right` leaves classes without mass out.
@@ -160,8 +160,8 @@ class Draws:
             classes.append(found % n_classes)
             counts.append(times)
         return {
-            "classes": np.concatenate(classes).astype(_smallest(n_classes - 1)),
-            "counts": np.concatenate(counts).astype(_smallest(self.n)),
+            "classes": np.concatenate(classes).astype(smallest(n_classes - 1)),
+            "counts": np.concatenate(counts).astype(smallest(self.n)),
         }
 
     def check(self, arrays: Arrays, n_rows: int, n_classes: int) -> None:
@@ -197,7 +197,7 @@ class Draws:
         rows_of = (np.cumsum(counts, dtype=np.int64) - 1) // self.n
         shares = (counts / self.n).astype(np.float32)
         n_rows = int(rows_of[-1]) + 1 if len(rows_of) else 0
-        for some in _blocks(np.arange(n_rows), n_classes):
+        for some in blocks(np.arange(n_rows), n_classes):
             rows = np.zeros((len(some), n_classes), np.float32)
             if len(some):
                 entries = slice(*np.searchsorted(rows_of, [some[0], some[-1] + 1]))
@@ -205,20 +205,21 @@ class Draws:
             yield rows
 
 
-def _smallest(largest: int) -> str:
+def smallest(largest: int) -> str:
     """The smallest unsigned type for whole numbers up to `largest`."""
     return str(np.min_scalar_type(largest))
 
 
-def _blocks(array: NDArray[Any], width: int) -> Iterator[NDArray[Any]]:
+def blocks(array: NDArray[Any], width: int) -> Iterator[NDArray[Any]]:
     """The array by runs of rows that are `BLOCK` numbers if `width` wide; at least one run."""
     step = max(1, BLOCK // width)
     for start in range(0, max(len(array), 1), step):
         yield array[start : start + step]
 
 
-def _distributions(rows: Rows) -> None:
-    for block in _blocks(rows, rows.shape[1]):
+def check_distributions(rows: Rows) -> None:
+    """Raises: FedkdError unless each of rows [m, classes] is a distribution."""
+    for block in blocks(rows, rows.shape[1]):
         mass = block.sum(axis=1, dtype=np.float64)
         # Written so that NaN fails.
         if not ((block >= 0).all() and (np.abs(mass - 1) <= TOLERANCE).all()):

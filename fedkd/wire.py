@@ -38,9 +38,9 @@ def pack(kind: str, arrays: Mapping[str, Array], **header: int) -> Bytes:
 
 
 def unpack(
-    data: Bytes, kind: str, spec: Mapping[str, str]
+    data: Bytes, kind: str, *specs: Mapping[str, str]
 ) -> tuple[dict[str, Array], dict[str, Any]]:
-    """The arrays that `spec` names with their allowed types, and the header."""
+    """The arrays that one of `specs` names with their allowed types, and the header."""
     try:
         arrays = load(data)
         header = json.loads(arrays.pop(HEADER).tobytes())
@@ -50,8 +50,10 @@ def unpack(
         raise PayloadError("wrong schema", value=header, allowed=str(SCHEMA))
     if header.get("kind") != kind:
         raise PayloadError("wrong kind of message", value=header.get("kind"), allowed=kind)
-    if set(arrays) != set(spec):
-        raise PayloadError("wrong arrays", value=sorted(arrays), allowed=", ".join(sorted(spec)))
+    spec = next((one for one in specs if set(one) == set(arrays)), None)
+    if spec is None:
+        allowed = " or ".join(", ".join(sorted(one)) for one in specs)
+        raise PayloadError("wrong arrays", value=sorted(arrays), allowed=allowed)
     for name, types in spec.items():
         if str(arrays[name].dtype) not in types.split():
             raise PayloadError(

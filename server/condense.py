@@ -102,7 +102,7 @@ def _hearing(question: RecordDict, sizes: Sizes) -> tuple[int, Hearing]:
     config = question.config_records["config"]
     scenario, round_ = from_json(str(config["scenario"])), int(str(config["round"]))
     world = scenario.world(int(str(config["seed"])))
-    return round_, Hearing(scenario.method, sizes, world, _strata(world))
+    return round_, Hearing(scenario, sizes, world, _strata(world))
 
 
 @lru_cache(maxsize=1)

@@ -29,6 +29,7 @@ from server.hearing import Hearing, Single, Sizes
 from server.job import Job, Roster
 from server.recorder import Recorder
 from server.secure import SecureSum
+from server.telling import told
 
 Arrays = dict[str, NDArray[Any]]
 Told = tuple[payload.Bytes | None, dict[str, Any]]
@@ -123,7 +124,7 @@ class SoftLabels:
             len(roster.pool.x) * roster.positions, roster.n_classes, roster.positions
         )
         strata = None if roster.truth is None else roster.truth[1]
-        self._start = partial(Hearing, job.scenario.method, self._sizes, job.world, strata)
+        self._start = partial(Hearing, job.scenario, self._sizes, job.world, strata)
         self._hearing = self._start()
         self._rule = job.scenario.method.combine
         self._consensus = self._hearing.consensus()
@@ -165,11 +166,12 @@ class SoftLabels:
         else:
             self._consensus = protect.consensus_of(privacy, self._hearing.consensus())
             silence = "no client accepted any proxy sample: no consensus"
+        data, self._consensus = told(
+            self._scenario, self._seed, round_, self._consensus, self._sizes
+        )
         self._recorder.add("answers", SERVER, *self._consensus)
         said = measures.of_consensus(self._consensus, self._sizes.n_samples, self._truth)
-        if len(self._consensus.ids) == 0:
-            return None, {**said, "note": silence}
-        return payload.encode_consensus(self._consensus, round_), said
+        return data, said if data is not None else {**said, "note": silence}
 
     def _clear(self, row: GnMax, round_: int) -> tuple[Consensus, str]:
         """The labels that are told, charged to whichever client an attacker is after; and why, if

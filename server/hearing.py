@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkd import payload
-from fedkd.config_sections import MethodConfig
+from fedkd.config import Scenario
 from fedkd.data.federation import Federation
 from fedkd.errors import PayloadError
 from fedkd.exchange.combine import Ballots, Consensus, EveryVote, Summed, Votes
 from server import measures
 
-AnyAnswer = payload.Answer | payload.SparseAnswer
+AnyAnswer = payload.Answer | payload.CodedAnswer
 
 
 class Sizes(NamedTuple):
@@ -32,7 +32,7 @@ class Hearing:
 
     def __init__(
         self,
-        method: MethodConfig,
+        scenario: Scenario,
         sizes: Sizes,
         world: Federation | None,
         strata: NDArray[np.int64] | None,
@@ -42,8 +42,9 @@ class Hearing:
         Args: world, strata: of the clients and of the proxy records, to measure by; None if they
             are unknown.
         """
-        self._rule = method.combine
-        self._release = method.release
+        self._rule = scenario.method.combine
+        self._coding = scenario.coding_up
+        self._simplex = scenario.method.release.simplex
         self._sizes = sizes
         self._world = world
         self._strata = strata
@@ -52,12 +53,12 @@ class Hearing:
     def check(self, round_: int, client: int, data: payload.Bytes) -> AnyAnswer:
         """One client's answers, decoded. Raises: PayloadError if they break the contract."""
         sizes = {"n_samples": self._sizes.n_samples, "n_classes": self._sizes.n_classes}
-        if self._release.coding is None:
+        if self._coding is None:
             return payload.decode_answer(
-                data, client=client, round_=round_, simplex=self._release.simplex, **sizes
+                data, client=client, round_=round_, simplex=self._simplex, **sizes
             )
-        return payload.decode_sparse_answer(
-            data, client=client, round_=round_, coding=self._release.coding, **sizes
+        return payload.decode_coded_answer(
+            data, client=client, round_=round_, coding=self._coding, **sizes
         )
 
     def take(self, answer: AnyAnswer) -> dict[str, Any]:

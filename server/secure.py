@@ -30,9 +30,10 @@ from privacy.secagg import Blinded, Cohort
 from privacy.sensitivity import project
 from server import measures
 from server.calls import Talk
-from server.hearing import Single
+from server.hearing import Single, Sizes
 from server.job import Job, Roster
 from server.recorder import Recorder
+from server.telling import told
 
 CLEAR = 2.0
 """Standard deviations of the noise above which a count says that somebody answered. Ours."""
@@ -53,7 +54,7 @@ class SecureSum(Single):
                 allowed="2 or more",
                 fix="raise partition.clients or training.participation",
             )
-        self._privacy = job.scenario.privacy
+        self._scenario, self._seed = job.scenario, job.seed
         self._std = row.sigma
         self._truth = roster.truth
         self._shape = (len(roster.pool.x) * roster.positions, roster.n_classes + 1)
@@ -104,13 +105,15 @@ class SecureSum(Single):
         if len(sums):
             self._recorder.add("sum", SERVER, np.arange(len(sums), dtype=np.int32), sums)
             self._recorder.summed(self._present)
+        sizes = Sizes(self._shape[0], self._about.n_classes, self._about.positions)
+        data, self._consensus = told(self._scenario, self._seed, round_, self._consensus, sizes)
         self._recorder.add("answers", SERVER, *self._consensus)
         said = measures.of_consensus(self._consensus, self._shape[0], self._truth)
         said["n_summed"] = len(self._present)
-        if len(self._consensus.ids) == 0:
+        if data is None:
             note = note or "no client accepted any proxy sample"
             return None, {**said, "note": f"{note}: no consensus"}
-        return payload.encode_consensus(self._consensus, round_), said
+        return data, said
 
     def _sums(self, round_: int, talk: Talk) -> tuple[NDArray[np.float64], str]:
         """The sum of the tables, without rows if it is lost, and then why."""
@@ -147,7 +150,7 @@ class SecureSum(Single):
         mean = sums[ids, :-1] / counts[ids, None]
         if std:
             mean = project(torch.from_numpy(mean)).numpy()
-        return protect.consensus_of(self._privacy, Consensus(ids, mean.astype(np.float32)))
+        return protect.consensus_of(self._scenario.privacy, Consensus(ids, mean.astype(np.float32)))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The consensus, for whoever reads the run folder; the next round does not need it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial as partial_of
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,20 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from fedkd import payload
+from fedkd.codecs import ArgMax, Eight, Half
 from fedkd.exchange.combine import Consensus, Mean, Votes
-from fedkd.payload import Answer, Bytes, Hello, Partial, SparseAnswer
+from fedkd.payload import Answer, Bytes, CodedAnswer, Hello, Partial
 from fedkd.sparse import Coding, Draws, Largest
 
 Arrays = dict[str, NDArray[Any]]
 CLIENT, ROUND, N, C, SIZE = 3, 2, 9, 4, 5
-CODINGS: dict[str, Coding] = {"top-k-answer": Largest(2), "sampled-answer": Draws(5)}
+CODINGS: dict[str, Coding] = {
+    "top-k-answer": Largest(2),
+    "sampled-answer": Draws(5),
+    "half": Half(simplex=True),
+    "eight": Eight(simplex=True),
+    "argmax": ArgMax(),
+}
 QUICK = settings(deadline=None, max_examples=60)
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -61,11 +69,11 @@ def decode_answer(data: Bytes, simplex: bool = False) -> Answer:
 
 
 def encode_sparse(answer: Answer, coding: Coding, seed: int = 0) -> Bytes:
-    return payload.encode_sparse_answer(answer, coding, np.random.default_rng(seed))
+    return payload.encode_coded_answer(answer, coding, np.random.default_rng(seed))
 
 
-def decode_sparse(data: Bytes, coding: Coding, n_classes: int = C) -> SparseAnswer:
-    return payload.decode_sparse_answer(
+def decode_sparse(data: Bytes, coding: Coding, n_classes: int = C) -> CodedAnswer:
+    return payload.decode_coded_answer(
         data, client=CLIENT, round_=ROUND, n_samples=N, n_classes=n_classes, coding=coding
     )
 
@@ -135,6 +143,21 @@ GOOD: dict[str, tuple[dict[str, Any], Arrays]] = {
             "counts": np.array([5, 1, 1, 2, 1, 4, 1], np.uint8),
         },
     ),
+    "half": (
+        {"client": CLIENT, "round": ROUND},
+        {"ids": np.array([0, 4, N - 1], np.int32), "values": np.full((3, C), 1 / C, np.float16)},
+    ),
+    "eight": (
+        {"client": CLIENT, "round": ROUND},
+        {
+            "ids": np.array([0, 4, N - 1], np.int32),
+            "levels": np.array([[255, 0, 0, 9], [255] * 4, [1, 2, 3, 255]], np.uint8),
+        },
+    ),
+    "argmax": (
+        {"client": CLIENT, "round": ROUND},
+        {"ids": np.array([0, 4, N - 1], np.int32), "classes": np.array([0, 3, 2], np.uint8)},
+    ),
     "partial": (
         {"round": ROUND},
         {
@@ -160,8 +183,7 @@ DECODE: dict[str, Callable[[Bytes], Any]] = {
     "hello": payload.decode_hello,
     "pool": payload.decode_pool,
     "answer": lambda data: decode_answer(data, simplex=True),
-    "top-k-answer": lambda data: decode_sparse(data, CODINGS["top-k-answer"]),
-    "sampled-answer": lambda data: decode_sparse(data, CODINGS["sampled-answer"]),
+    **{kind: partial_of(decode_sparse, coding=coding) for kind, coding in CODINGS.items()},
     "partial": decode_partial,
     "consensus": decode_consensus,
     "weights": decode_weights,

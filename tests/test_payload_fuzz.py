@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import save as save_torch
 
 from fedkd.errors import PayloadError
-from fedkd.payload import Answer, Bytes, Hello, Partial, Pool, SparseAnswer
+from fedkd.payload import Answer, Bytes, CodedAnswer, Hello, Partial, Pool
 from messages import (
     DECODE,
     GOOD,
@@ -102,7 +102,7 @@ def holds(kind: str, got: Any) -> bool:
                 )
             )
         case _:
-            if isinstance(got, SparseAnswer):
+            if isinstance(got, CodedAnswer):
                 values = np.concatenate([block.values for block in got.blocks()])
                 got = Answer(got.client, got.round, got.ids, values)
             ids = got.ids.tolist()

@@ -146,11 +146,11 @@ def _answer_bytes(scenario: Scenario, prospect: Prospect, summed: bool) -> int:
         return len(payload_secure.encode_blinded(table, prospect.client, 1))
     values = np.full((rows, classes), 1 / classes, np.float32)
     answer = payload.Answer(prospect.client, 1, np.arange(rows, dtype=np.int32), values)
-    coding = scenario.method.release.coding
+    coding, packing = scenario.coding_up, scenario.packing(prospect.samples)
     if coding is None:
-        return len(payload.encode_answer(answer))
+        return len(payload.encode_answer(answer, packing))
     draws = stream(0, "client", 1, prospect.client, "coding")
-    return len(payload.encode_sparse_answer(answer, coding, draws))
+    return len(payload.encode_coded_answer(answer, coding, draws, packing))
 
 
 def prospect_of(scenario: Scenario, settings: ClientSettings, world: Federation) -> Prospect:

@@ -57,7 +57,9 @@ def test_a_sparse_run_is_the_dense_run_of_its_sparse_rows(
     )
     plain = simulate(small(), folder=tmp_path / "plain")
     encode = payload.encode_answer
-    monkeypatch.setattr(payload, "encode_answer", lambda a: encode(a._replace(values=oracle(a))))
+    monkeypatch.setattr(
+        payload, "encode_answer", lambda a, packing: encode(a._replace(values=oracle(a)), packing)
+    )
     dense = simulate(small(), folder=tmp_path / "dense")
 
     assert but_bytes(sparse_run) == but_bytes(dense)

@@ -97,8 +97,8 @@ def test_sparse_releases_pass_the_checks_of_the_wire(
             values, Probabilities(temperature=temperature).release(torch.from_numpy(logits))
         )
         answer = Answer(0, 1, np.arange(m, dtype=np.int32), values)
-        got = payload.decode_sparse_answer(
-            payload.encode_sparse_answer(answer, row.coding, np.random.default_rng(0)),
+        got = payload.decode_coded_answer(
+            payload.encode_coded_answer(answer, row.coding, np.random.default_rng(0)),
             client=0,
             round_=1,
             n_samples=m,

@@ -39,7 +39,7 @@ def decoded(seen: Seen, round_: int, client: int, coding: Any = None) -> payload
     who = {"client": client, "round_": round_, "n_samples": 60, "n_classes": 10}
     if coding is None:
         return payload.decode_answer(data, **who, simplex=True)
-    (dense,) = payload.decode_sparse_answer(data, **who, coding=coding).blocks()
+    (dense,) = payload.decode_coded_answer(data, **who, coding=coding).blocks()
     return dense
 
 

@@ -142,9 +142,9 @@ def test_a_sparse_answer_that_is_malformed_is_refused_before_any_row_is_added() 
     """The last row breaks the contract; a dense answer is not what this method sends."""
     top_k = {"name": "edgefd", "release": {"name": "top-k", "k": 3}}
 
-    def reading(lie: Callable[[payload.SparseAnswer], payload.Bytes]) -> list[Event]:
+    def reading(lie: Callable[[payload.CodedAnswer], payload.Bytes]) -> list[Event]:
         def replace(message: Message, reply: Message) -> Message:
-            answer = payload.decode_sparse_answer(
+            answer = payload.decode_coded_answer(
                 reply.content.array_records["payload"]["bytes"].data,
                 client=LIAR,
                 round_=int(message.content.config_records["config"]["round"]),
@@ -157,9 +157,9 @@ def test_a_sparse_answer_that_is_malformed_is_refused_before_any_row_is_added() 
 
         return play(replace, method=top_k)
 
-    def last_row_raised(answer: payload.SparseAnswer) -> payload.Bytes:
+    def last_row_raised(answer: payload.CodedAnswer) -> payload.Bytes:
         (dense,) = answer.blocks()
-        data = payload.encode_sparse_answer(dense, Largest(3), np.random.default_rng(0))
+        data = payload.encode_coded_answer(dense, Largest(3), np.random.default_rng(0))
         values = answer.arrays["values"]
         raised = values.copy()
         raised[-1] += 1
@@ -167,7 +167,7 @@ def test_a_sparse_answer_that_is_malformed_is_refused_before_any_row_is_added() 
         assert forged != data
         return forged
 
-    def densely(answer: payload.SparseAnswer) -> payload.Bytes:
+    def densely(answer: payload.CodedAnswer) -> payload.Bytes:
         (dense,) = answer.blocks()
         return payload.encode_answer(dense)
 
