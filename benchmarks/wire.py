@@ -1,7 +1,7 @@
 """Bytes against accuracy: EdgeFD by each codec, beside FedMD in float32, on Fashion-MNIST strong.
 
-`python benchmarks/wire.py --seeds 1 --workers 2` runs scenarios/edgefd-fashion-strong.toml with each
-of `WAYS`, and counts the bytes of answers and consensus as they are sent, the proxy set apart.
+`python benchmarks/wire.py --seeds 1 --workers 2` runs scenarios/edgefd-fashion-strong.toml with
+each of `WAYS`, and counts the bytes of answers and consensus as they are sent, the proxy set apart.
 FedMD's are those of one round: every round of it has as many.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fedkd import config
-from scenarios.results import RunResult
+from scenarios.results import Result
 from scenarios.simulate import simulate
 
 SCENARIO = Path(__file__).parents[1] / "scenarios" / "edgefd-fashion-strong.toml"
@@ -30,7 +30,7 @@ WAYS: dict[str, tuple[str, ...]] = {
 }
 
 
-def run(changes: tuple[str, ...], seeds: list[int], workers: int) -> RunResult:
+def run(changes: tuple[str, ...], seeds: list[int], workers: int) -> Result:
     """One way, all seeds."""
     grid = f'grid={{name="workers", workers={workers}}}'
     with tempfile.TemporaryDirectory() as folder:
@@ -38,7 +38,7 @@ def run(changes: tuple[str, ...], seeds: list[int], workers: int) -> RunResult:
         return simulate(what, folder=Path(folder) / "run")
 
 
-def sizes(result: RunResult) -> tuple[float, float]:
+def sizes(result: Result) -> tuple[float, float]:
     """Bytes up and down in a round, on average."""
     rounds = [event for cell in result.cells for event in cell.of("round")]
     up, down = (np.mean([event[key] for event in rounds]) for key in ("bytes_up", "bytes_down"))
