@@ -72,11 +72,14 @@ def make_app(store_of: Stores = _store_of) -> App:
             "raw samples", len(x), "server and all clients", claims.NOTHING
         )
         receipt = store.ledger(client.id).record(given)
+        given_x = x.numpy()
+        if client.hostile and client.scenario.hostile.pool:
+            given_x = client.draws("poison").permuted(given_x.reshape(-1)).reshape(given_x.shape)
         greeting = payload.Hello(
             client.id,
             client.n_records,
             client.world.train.n_classes,
-            x.numpy(),
+            given_x,
         )
         return _reply(message, _seal(client, payload.encode_hello(greeting), receipt))
 
@@ -211,12 +214,14 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
         [turn.client for turn in turns],
         [turn.model for turn in turns],
         proxy,
-        [turn.state["mask"] for turn in turns],
+        [_asked(turn) for turn in turns],
         release,
     )
     sent: dict[int, Sealed | None] = {}
     for turn, (ids, values) in zip(turns, answers, strict=True):
         client = turn.client
+        if client.hostile:
+            values = client.scenario.hostile.attack.spoil(values, client.draws("attack"))
         claim = claims.claim_of_sum(
             client.scenario, claimed.get(client.id, claims.NO_ROWS), proxy.n_samples
         )
@@ -234,6 +239,13 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
             answer = secure.blind(client, cohort, secagg.table(ids, values, proxy.n_samples))
         sent[client.id] = _seal(client, answer, receipt, *masks[client.id])
     return sent
+
+
+def _asked(turn: Turn) -> Tensor:
+    """The mask of the proxy records that a client answers: its filter's, unless it lies in that."""
+    mask = turn.state["mask"]
+    lies = turn.client.hostile and turn.client.scenario.hostile.everything
+    return torch.ones_like(mask) if lies else mask
 
 
 def _summed(turns: Sequence[Turn]) -> tuple[Cohort | None, Sequence[Turn]]:

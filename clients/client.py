@@ -73,6 +73,11 @@ class Client:
         return self.seed if self.secret is None else self.secret
 
     @property
+    def hostile(self) -> bool:
+        """Whether it lies, as some clients of a simulation are told to."""
+        return self.id in self.scenario.hostile.clients(self.world.n_clients, self.seed)
+
+    @property
     def architecture(self) -> str:
         """The name of the client's model."""
         names = self.scenario.model.names

@@ -19,7 +19,7 @@ from fedkd.codecs import coding_of
 from fedkd.config_errors import explain
 from fedkd.config_overrides import apply
 from fedkd.config_privacy import check_axes, check_privacy
-from fedkd.config_sections import Attendance, Grid, MethodConfig, Model, Training, Wire
+from fedkd.config_sections import Attendance, Grid, Hostile, MethodConfig, Model, Training, Wire
 from fedkd.data.canaries import Canaries
 from fedkd.data.federation import Federation, build, held
 from fedkd.data.partition import Iid, Natural, Own, Partition, Strong, Virtual
@@ -56,6 +56,7 @@ class Scenario(Section):
     attendance: Attendance = Attendance()
     privacy: Privacy = Privacy()
     wire: Wire = Wire()
+    hostile: Hostile = Hostile()
     grid: Grid = Grid()
     audit: bool = False
     """Whether the server records all that it hears and tells, for audits; it needs a run folder."""
@@ -82,6 +83,7 @@ class Scenario(Section):
                 allowed=f"1 number, or {len(names)}",
             )
         self._check_wire()
+        self._check_hostile()
         self.privacy.check_server(self.method.exchange, self.method.release.name)
         release, distill = self.method.release, self.method.distill
         if release.temperature != distill.temperature:
@@ -109,6 +111,19 @@ class Scenario(Section):
         check_privacy(self)
         self._check_own()
         return self
+
+    def _check_hostile(self) -> None:
+        lies = self.hostile.share > 0
+        if lies and isinstance(self.partition, Own):
+            raise FedkdError(
+                "nobody can be told to lie with data of its own", fix="hostile.share = 0"
+            )
+        if lies and not self.method.release.simplex and self.hostile.attack.name != "none":
+            raise FedkdError(
+                "the attacks are on distributions, and the answers are raw logits",
+                value=f"hostile.attack.name = {self.hostile.attack.name!r}",
+                fix='method.release.name = "probabilities"',
+            )
 
     def _check_wire(self) -> None:
         release, wire = self.method.release, self.wire

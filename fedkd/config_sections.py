@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from fedkd.errors import FedkdError, did_you_mean
+from fedkd.exchange.attacks import Attack, NoAttack
 from fedkd.exchange.combine import Combine
 from fedkd.exchange.distill import Distill
 from fedkd.exchange.gate import Gate
@@ -16,6 +18,7 @@ from fedkd.exchange.methods import METHODS, Exchange
 from fedkd.exchange.release import Release
 from fedkd.exchange.score import Score
 from fedkd.models.zoo import MODELS
+from fedkd.rng import stream
 from fedkd.section import Section
 
 STAGES = ("score", "gate", "release", "combine", "distill")
@@ -136,6 +139,27 @@ class Wire(Section):
     def plain(self) -> bool:
         """Whether everything travels as it is."""
         return self == Wire()
+
+
+class Hostile(Section):
+    """Clients of a simulation that lie: some of them, drawn from the seed."""
+
+    share: float = Field(0.0, ge=0, le=1)
+    """Of all clients, rounded down. The server's means of accuracies leave them out."""
+    attack: Attack = NoAttack()
+    """What they answer instead of what their models say."""
+    everything: bool = False
+    """Whether they answer every proxy sample, as if all looked like their own data."""
+    pool: bool = False
+    """Whether what they give to the proxy set is noise."""
+
+    @lru_cache(maxsize=8)  # noqa: B019 - a frozen value, and few of them
+    def clients(self, n_clients: int, seed: int) -> frozenset[int]:
+        """Who lies."""
+        n = int(self.share * n_clients + 1e-9)
+        if n == 0:
+            return frozenset()
+        return frozenset(stream(seed, "hostile").permutation(n_clients)[:n].tolist())
 
 
 class Attendance(Section):

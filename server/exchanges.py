@@ -126,12 +126,19 @@ class SoftLabels:
         strata = None if roster.truth is None else roster.truth[1]
         self._start = partial(Hearing, job.scenario, self._sizes, job.world, strata)
         self._hearing = self._start()
+        self._belief: dict[int, float] = {}
+        self._after: tuple[int, dict[int, float]] = (0, {})
+        """What the rule thinks of clients after a round, and which."""
         self._rule = job.scenario.method.combine
         self._consensus = self._hearing.consensus()
 
     def ask(self, round_: int, talk: Talk) -> payload.Bytes | None:
         """Nothing: the scenario says it all. Last round's votes are cleared."""
         self._hearing = self._start()
+        told_in, belief = self._after
+        if told_in < round_:  # else the round is played again, and begins with what it began with
+            self._belief = belief
+        self._hearing.believe(self._belief)
         self._recorder.start(round_, About("soft labels", *self._sizes))
         return None
 
@@ -171,6 +178,8 @@ class SoftLabels:
         )
         self._recorder.add("answers", SERVER, *self._consensus)
         said = measures.of_consensus(self._consensus, self._sizes.n_samples, self._truth)
+        said |= self._hearing.trust()
+        self._after = round_, self._hearing.belief
         return data, said if data is not None else {**said, "note": silence}
 
     def _clear(self, row: GnMax, round_: int) -> tuple[Consensus, str]:
@@ -195,12 +204,20 @@ class SoftLabels:
         return consensus, "the votes on no proxy sample were clear: no consensus"
 
     def arrays(self) -> Arrays:
-        """The consensus, for whoever reads the run folder; the next round does not need it."""
-        return {"ids": self._consensus.ids, "values": self._consensus.values}
+        """The consensus, for whoever reads the run folder, and what the rule thinks of clients."""
+        kept: Arrays = {"ids": self._consensus.ids, "values": self._consensus.values}
+        _, belief = self._after
+        if belief:
+            kept["believed"] = np.array(sorted(belief), np.int64)
+            kept["belief"] = np.array([belief[client] for client in sorted(belief)])
+        return kept
 
     def restore(self, arrays: Arrays) -> None:
-        """Take the consensus back."""
+        """Take both back."""
         self._consensus = Consensus(arrays["ids"], arrays["values"])
+        if "belief" in arrays:
+            pairs = zip(arrays["believed"].tolist(), arrays["belief"].tolist(), strict=True)
+            self._after = 0, dict(pairs)
 
 
 class Weights(Single):

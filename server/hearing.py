@@ -66,7 +66,7 @@ class Hearing:
         for block in answer.blocks():
             if isinstance(self._rule, EveryVote):
                 assert isinstance(self.votes, Ballots)
-                self._rule.add(self.votes, block.ids, block.values)
+                self._rule.add(self.votes, block.ids, block.values, answer.client)
             else:
                 self._rule.add(self.sums, block.ids, block.values)
         if self._strata is None or self._world is None:
@@ -81,6 +81,24 @@ class Hearing:
         """The votes of a rule that needs no more than their sum."""
         assert isinstance(self.votes, Votes)
         return self.votes
+
+    def believe(self, belief: dict[int, float]) -> None:
+        """Begin with what the rule thought of clients, if it remembers that."""
+        if isinstance(self.votes, Ballots):
+            self.votes.belief.update(belief)
+
+    @property
+    def belief(self) -> dict[int, float]:
+        """What the rule thinks of clients now; nothing for a rule without a memory."""
+        return dict(self.votes.belief) if isinstance(self.votes, Ballots) else {}
+
+    def trust(self) -> dict[str, Any]:
+        """For the log, once there is a consensus: how far each client is to be believed."""
+        if not isinstance(self._rule, EveryVote):
+            return {}
+        assert isinstance(self.votes, Ballots)
+        found = self._rule.trust(self.votes)
+        return {"trusted": list(found), "trust": list(found.values())} if found else {}
 
     def consensus(self) -> Consensus:
         """What the clients that were heard say together."""

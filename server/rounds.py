@@ -204,6 +204,7 @@ def play(
             refuse("evaluate", reply.client, str(error))
     if goes_on and len(heard) < needed:
         raise Unheard(round_, failures, len(heard), needed)
+    liars = job.scenario.hostile.clients(job.n_clients, job.seed)
     for client, report in reports.items():
         log.emit("client", round=round_, client=client, **report)
     log.emit(
@@ -215,7 +216,7 @@ def play(
         bytes_pool=pool,
         n_abstained=sum("abstained" in report for report in reports.values()),
         **said,
-        **measures.over_clients(list(reports.values())),
+        **measures.over_clients([r for c, r in reports.items() if c not in liars]),
         n_learnt=sum(
             int(report.get(f"{phase}_samples", 0))
             for report in reports.values()

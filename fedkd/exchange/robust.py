@@ -61,6 +61,42 @@ def geometric_median(votes: Values, voters: Counts) -> Values:
     return centre
 
 
+def outlying(votes: Values, voters: Counts) -> NDArray[np.float64]:
+    """How far each vote lies from the mean, along the direction in which the votes on its sample
+    vary most: float64 [most voters, samples], at least 0; 0 for votes that do not count.
+
+    Source: the scores of PredictionFilter, Roux et al., ICLR 2025, arXiv 2402.12265, there by power
+    iteration; after Diakonikolas et al.
+    """
+    counts = _counting(votes, voters)
+    if not len(votes) or not len(voters):
+        return np.zeros(votes.shape[:2])
+    way = np.where(counts, votes - mean(votes, voters), 0.0).transpose(1, 0, 2)
+    main = np.linalg.svd(way, full_matrices=False)[2][:, 0]
+    found: NDArray[np.float64] = np.abs(np.einsum("skc,sc->ks", way, main))
+    return found
+
+
+def filtered(
+    votes: Values, voters: Counts, keep: float | NDArray[np.float64]
+) -> tuple[Values, Counts]:
+    """The votes on each sample whose `outlying` is at most the quantile `keep` of them, in front.
+
+    Source: as `outlying`. At least one vote is left, since a quantile has one below it or at it.
+    """
+    scores = np.where(_counting(votes, voters)[:, :, 0], outlying(votes, voters), np.inf)
+    order = np.argsort(scores, axis=0, kind="stable")
+    ranked = np.take_along_axis(scores, order, axis=0)
+    place = keep * (voters - 1)
+    low, high = (
+        np.take_along_axis(ranked, at.astype(int)[None], 0)[0]
+        for at in (np.floor(place), np.ceil(place))
+    )
+    limit = low + (place - np.floor(place)) * (high - low)
+    kept = (ranked <= limit + 1e-12).sum(axis=0)
+    return np.take_along_axis(votes, order[:, :, None], axis=0), kept
+
+
 def mean(votes: Values, voters: Counts) -> Values:
     """The mean of the votes that count."""
     centre: Values = np.where(_counting(votes, voters), votes, 0.0).sum(axis=0)
