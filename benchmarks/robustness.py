@@ -1,8 +1,8 @@
-"""Accuracy of honest clients under hostile ones: attack x rule, Fashion-MNIST IID and Dirichlet 0.5.
+"""Accuracy of honest clients beside hostile ones: attack x rule, Fashion-MNIST.
 
-`python benchmarks/robustness.py --out FOLDER` runs EdgeFD with ten clients for every split, share of
-hostile clients, attack and combine rule, and prints a table for each split; cells that are done
-are not run again. `--rules`, `--attacks`, `--splits` and `--seeds` narrow or widen it.
+`python benchmarks/robustness.py --out FOLDER` runs EdgeFD with ten clients for every split, share
+of hostile clients, attack and combine rule, and prints a table for each split; what is done is not
+run again. `--rules`, `--attacks`, `--splits` and `--seeds` narrow or widen it.
 """
 
 from __future__ import annotations

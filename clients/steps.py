@@ -23,7 +23,7 @@ from fedkd import cohort, protection, training
 from fedkd.config_sections import Phase
 from fedkd.data.federation import Federation
 from fedkd.errors import FedkdError
-from fedkd.exchange.combine import Consensus
+from fedkd.exchange.consensus import Consensus
 from fedkd.exchange.gate import accept, needs_scores
 from fedkd.exchange.score import fit_together
 from fedkd.models.zoo import Classifier

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from fedkd.codecs import ids_of, mask_of, opened, squeezed
 from fedkd.errors import PayloadError
-from fedkd.exchange.combine import GRID, Consensus, Votes
+from fedkd.exchange.combine import GRID, Votes
+from fedkd.exchange.consensus import Consensus
 from fedkd.sparse import TOLERANCE, Coding
 from fedkd.wire import (
     SCHEMA,

@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 
 from fedkd import protection
 from fedkd.errors import FedkdError
-from fedkd.exchange.combine import Consensus
+from fedkd.exchange.consensus import Consensus
 from fedkd.protection import Privacy
 from privacy import mechanisms
 from privacy.asked import Occasion, degrees_of, noised_of, swing_of

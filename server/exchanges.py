@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from fedkd import payload
 from fedkd.errors import FedkdError, PayloadError
-from fedkd.exchange.combine import GRID, Consensus, Summed, WeightAverage
+from fedkd.exchange.combine import GRID, Summed, WeightAverage
+from fedkd.exchange.consensus import Consensus
 from fedkd.models.zoo import build
 from fedkd.protection import GnMax, PlainServer, SecureAggregation
 from fedkd.rng import torch_stream

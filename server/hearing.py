@@ -12,7 +12,9 @@ from fedkd import payload
 from fedkd.config import Scenario
 from fedkd.data.federation import Federation
 from fedkd.errors import PayloadError
-from fedkd.exchange.combine import Ballots, Consensus, EveryVote, Summed, Votes
+from fedkd.exchange.combine import Summed, Votes
+from fedkd.exchange.consensus import Consensus
+from fedkd.exchange.every_vote import Ballots, EveryVote
 from server import measures
 
 AnyAnswer = payload.Answer | payload.CodedAnswer

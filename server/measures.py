@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkd.exchange.combine import Consensus
+from fedkd.exchange.consensus import Consensus
 
 
 def filter_quality(

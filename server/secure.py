@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fedkd import payload, payload_secure
 from fedkd.errors import FedkdError, PayloadError
-from fedkd.exchange.combine import Consensus
+from fedkd.exchange.consensus import Consensus
 from fedkd.protection import SecureAggregation
 from privacy import protect, secagg
 from privacy.audit.recording import SERVER, About

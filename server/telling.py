@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedkd import payload
 from fedkd.config import Scenario
-from fedkd.exchange.combine import Consensus
+from fedkd.exchange.consensus import Consensus
 from fedkd.rng import stream
 from server.hearing import Sizes
 

@@ -16,7 +16,8 @@ from safetensors.numpy import save
 
 from fedkd import payload
 from fedkd.codecs import ArgMax, Eight, Half
-from fedkd.exchange.combine import Consensus, Mean, Votes
+from fedkd.exchange.combine import Mean, Votes
+from fedkd.exchange.consensus import Consensus
 from fedkd.payload import Answer, Bytes, CodedAnswer, Hello, Partial
 from fedkd.sparse import Coding, Draws, Largest
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedkd.config import Scenario
-from fedkd.exchange.combine import Consensus
+from fedkd.exchange.consensus import Consensus
 from privacy.events import Protects
 from small_runs import small
 

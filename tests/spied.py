@@ -13,7 +13,7 @@ from clients.app import make_app
 from clients.store import ClientStore, FolderStore, MemoryStore
 from fedkd import payload
 from fedkd.config import Scenario
-from fedkd.exchange.combine import Consensus
+from fedkd.exchange.consensus import Consensus
 from scenarios.grids import inline
 from server.app import make_app as make_server
 from server.events import Event

@@ -16,7 +16,7 @@ from test_payload_fuzz import EDITS, Edit, edited, holds
 from fedkd import config, payload
 from fedkd.codecs import ArgMax, Eight, Half, coding_of, ids_of, mask_of, opened, squeezed
 from fedkd.errors import FedkdError, PayloadError
-from fedkd.exchange.combine import Consensus
+from fedkd.exchange.consensus import Consensus
 from fedkd.payload import Answer, Packing
 from fedkd.sparse import Coding
 from messages import CLIENT, CODINGS, QUICK, ROUND, C, N, decode_sparse, forged

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from fedkd.exchange.combine import Consensus
+from fedkd.exchange.consensus import Consensus
 from server.measures import consensus_accuracy, filter_quality, over_clients
 
 C = 4

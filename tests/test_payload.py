@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from fedkd import payload
-from fedkd.exchange.combine import Consensus, Votes
+from fedkd.exchange.combine import Votes
+from fedkd.exchange.consensus import Consensus
 from fedkd.payload import Answer, Bytes, Hello, Partial, Pool
 from fedkd.sparse import Draws, Largest
 from messages import (

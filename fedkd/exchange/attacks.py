@@ -114,8 +114,9 @@ class Pcfdla(Section):
     def spoil(self, rows: Rows, draws: np.random.Generator) -> Rows:
         """As said."""
         peaks = SecondBest().spoil(rows, draws)
-        even = (1 - self.peak) / max(rows.shape[1] - 1, 1)
-        return np.where(peaks == 1, np.float32(self.peak), np.float32(even))
+        others = rows.shape[1] - 1
+        even = (1 - self.peak) / max(others, 1)
+        return np.where(peaks == 1, self.peak if others else 1.0, even).astype(np.float32)
 
 
 class FreeRider(Section):

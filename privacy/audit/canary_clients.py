@@ -17,7 +17,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkd.exchange.combine import Consensus, Mean
+from fedkd.exchange.combine import Mean
+from fedkd.exchange.consensus import Consensus
 from fedkd.rng import stream
 from privacy.audit.recording import Rows
 

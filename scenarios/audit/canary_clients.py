@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedkd import protection
-from fedkd.exchange.combine import Consensus
+from fedkd.exchange.consensus import Consensus
 from fedkd.rng import torch_stream
 from privacy import asked, protect
 from privacy.asked import CLIENT, Occasion

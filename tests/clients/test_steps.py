@@ -17,7 +17,7 @@ from fedkd.config import Scenario
 from fedkd.data.dataset import NO_LABEL, Dataset
 from fedkd.data.federation import Federation
 from fedkd.errors import FedkdError
-from fedkd.exchange.combine import Consensus
+from fedkd.exchange.consensus import Consensus
 from fedkd.exchange.score import SCORES
 from fedkd.models.zoo import Classifier
 from fedkd.payload import Pool

@@ -17,7 +17,7 @@ from clients import degrees, guard, steps
 from clients.client import Client, ProxySet
 from fedkd import config, protection
 from fedkd.data.tokens import encode
-from fedkd.exchange.combine import Consensus
+from fedkd.exchange.consensus import Consensus
 from fedkd.payload import Pool
 from privacy import asked
 from privacy.accounting import from_dp_event

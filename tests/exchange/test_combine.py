@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from fedkd.exchange.combine import Consensus, Mean, Votes
+from fedkd.exchange.combine import Mean, Votes
+from fedkd.exchange.consensus import Consensus
 from fedkd.rng import stream
 
 Answer = tuple[NDArray[np.int32], NDArray[np.float32]]

@@ -13,18 +13,10 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 from scipy.stats import trim_mean
 
-from fedkd.exchange import combine
-from fedkd.exchange.combine import (
-    COMBINES,
-    Combine,
-    Consensus,
-    Era,
-    GeometricMedian,
-    Mean,
-    Median,
-    Power,
-    TrimmedMean,
-)
+from fedkd.exchange import every_vote
+from fedkd.exchange.combine import COMBINES, Combine, Era, Mean, Power
+from fedkd.exchange.consensus import Consensus
+from fedkd.exchange.every_vote import GeometricMedian, Median, TrimmedMean
 from fedkd.exchange.robust import geometric_median
 from fedkd.rng import stream
 
@@ -165,7 +157,7 @@ def test_blocks_of_samples_and_of_answers_change_no_bit(
     answers = answers_of(5)
     whole = combined(rule, answers)
     halves = [(i[part], v[part]) for i, v in answers for part in (slice(0, 3), slice(3, None))]
-    monkeypatch.setattr(combine, "BLOCK", 2 * 7 * C)
+    monkeypatch.setattr(every_vote, "BLOCK", 2 * 7 * C)
     if isinstance(rule, GeometricMedian):  # a block's steps end together
         np.testing.assert_allclose(combined(rule, halves).values, whole.values, atol=1e-6)
     else:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from fedkd.errors import FedkdError
-from fedkd.exchange.combine import Consensus
+from fedkd.exchange.consensus import Consensus
 from fedkd.protection import GnMax, Privacy, RandomisedResponse, TopOne
 from privacy import accounting, claims, protect
 from privacy.events import Gaussian, Protects

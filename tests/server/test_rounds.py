@@ -13,7 +13,7 @@ from clients.app import make_app
 from clients.store import MemoryStore
 from fedkd import payload
 from fedkd.errors import FedkdError
-from fedkd.exchange.combine import Consensus
+from fedkd.exchange.consensus import Consensus
 from fedkd.sparse import Largest
 from scenarios.grids import inline
 from server.app import make_app as make_server
