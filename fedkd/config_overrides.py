@@ -10,6 +10,7 @@ from fedkd.data.partition import PARTITIONS
 from fedkd.data.proxy import PROXIES
 from fedkd.data.sources import SOURCES
 from fedkd.errors import FedkdError
+from fedkd.exchange.attacks import ATTACKS
 from fedkd.exchange.combine import COMBINES
 from fedkd.exchange.distill import DISTILLS
 from fedkd.exchange.gate import GATES
@@ -24,6 +25,7 @@ ROWS = {
     "method.combine": COMBINES,
     "method.distill": DISTILLS,
     "data": SOURCES,
+    "hostile.attack": ATTACKS,
     "partition": PARTITIONS,
     "proxy": PROXIES,
     "privacy.training": TRAININGS,

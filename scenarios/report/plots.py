@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scenarios.report.bars import payload_bytes, phase_seconds
 from scenarios.report.figures import INK, LINES, ROW_COLOURS, WIDE, figure, label
 from scenarios.report.heatmaps import filter_map, partition
+from scenarios.report.trust import trusted
 from scenarios.results import Cell, Result
 from scenarios.units import percent
 
@@ -116,6 +117,14 @@ PLOTS: tuple[Plot[Result], ...] = (
         "Per cent of each proxy class that the client answered, in its latest answer; "
         "a perfect filter is dark blue in the client's own classes and white elsewhere. "
         "A client always answers for what it gave to the proxy set itself.",
+    ),
+    Plot(
+        "trust",
+        trusted,
+        "Line chart of how far each client is to be believed, by round",
+        "What the combine rule says of each client, or, of a rule that says nothing, the mean over "
+        "the other clients of the share of samples on which they agree. A client far below the "
+        "others is suspect; in a simulation those that lie are marked.",
     ),
     Plot(
         "bytes",
