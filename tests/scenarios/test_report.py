@@ -84,9 +84,9 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     """Two rounds of five clients with two classes each; client 2 sends nonsense in round 1."""
     encode = payload.encode_answer
 
-    def encode_wrongly(answer: payload.Answer) -> payload.Bytes:
+    def encode_wrongly(answer: payload.Answer, packing: None) -> payload.Bytes:
         wrong = answer.client == 2 and answer.round == 1
-        return encode(answer._replace(values=answer.values * 2) if wrong else answer)
+        return encode(answer._replace(values=answer.values * 2) if wrong else answer, packing)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(payload, "encode_answer", encode_wrongly)
