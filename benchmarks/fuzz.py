@@ -30,6 +30,7 @@ import test_secure_payload as secure  # noqa: E402
 from test_payload_fuzz import holds  # noqa: E402
 
 import messages as plain  # noqa: E402
+from fedkd.codecs import squeezed  # noqa: E402
 from fedkd.errors import PayloadError  # noqa: E402
 
 DECODE: dict[str, Callable[[bytes], Any]] = {**plain.DECODE, **secure.DECODE}
@@ -113,7 +114,12 @@ def restate(data: bytes, draws: random.Random) -> bytes:
     return _packed(table, body[:start] + new + body[end:])
 
 
-WAYS = (flip, cut, splice, overwrite, lie, retype, restate)
+def frame(data: bytes, draws: random.Random) -> bytes:
+    """In a zstd frame, which what comes next may damage."""
+    return squeezed(data, 1)
+
+
+WAYS = (flip, cut, splice, overwrite, lie, retype, restate, frame)
 
 
 def _table(data: bytes) -> tuple[dict[str, Any], bytes]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +56,17 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 ScenarioFile = Annotated[Path, typer.Argument(help="A scenario file, as scenarios/*.toml.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as runs/NAME-TIME.")]
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Says in a line which extra is missing where an import fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise FedkdError(
+            f"this needs another package: {error}", fix=f"pip install 'fedkd[{name}]'"
+        ) from None
 
 
 @app.command()
@@ -216,6 +229,45 @@ def watch(
         follow(folder, console)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def metrics(
+    folder: RunFolder,
+    port: Annotated[
+        int | None, typer.Option(help="Serve them here until Ctrl-C, instead of one print.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to serve at.")] = "127.0.0.1",
+) -> None:
+    """A run's figures in the text format of Prometheus, read anew for each scrape."""
+    with _extra("metrics"):
+        from scenarios import metrics as found
+
+    if port is None:
+        print(found.text(folder), end="")
+        return
+    console.print(f"metrics of {folder}: http://{host}:{port}/metrics; Ctrl-C ends it")
+    try:
+        found.serve(folder, host, port)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def track(
+    folder: RunFolder,
+    out: Annotated[Path, typer.Option(help="TensorBoard's folder.")] = Path("tensorboard"),
+    follow: Annotated[bool, typer.Option(help="Go on until the run is over.")] = False,
+) -> None:
+    """Write a run's rounds for TensorBoard; what is there already is not written again."""
+    with _extra("metrics"):
+        from scenarios.track import track as write
+
+    try:
+        n_rounds = write(folder, out, wait=follow)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    console.print(f"{n_rounds} rounds written; look: tensorboard --logdir {out}", soft_wrap=True)
 
 
 @app.command(name="list")
