@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,21 @@ def until(what: Callable[[], bool], seconds: float, why: str) -> None:
 
 
 class Deployment:
-    """A deployment in a folder and its processes, which are this test's children."""
+    """A deployment in a folder and its processes, which are this test's children.
 
-    def __init__(self, folder: Path, clients: int = 2) -> None:
-        self.folder, self.port = folder, free_port()
+    Args: within: of "server" or a client, the words before its command.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        clients: int = 2,
+        host: str = "localhost",
+        within: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.folder, self.port, self._within = folder, free_port(), within or {}
         names = [f"client-{i + 1}" for i in range(clients)]
-        init.init(folder, ["localhost"], self.port, names)
+        init.init(folder, [host], self.port, names)
         self.names = names
         self.server = folder / "server"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -57,6 +66,7 @@ class Deployment:
         target = self.server if name == "server" else self.folder / "clients" / name
         command = "server" if name == "server" else "client"
         words = [sys.executable, "-m", "scenarios.cli", "deploy", command, str(target), *more]
+        words = [*self._within.get(name, ()), *words]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with self.log(name).open("ab") as log:
             self.processes[name] = subprocess.Popen(words, stdout=log, stderr=log, env=env)
