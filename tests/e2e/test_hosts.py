@@ -1,4 +1,4 @@
-"""Server and clients in network namespaces of their own, through the proxy that `init` configures."""
+"""Server and clients in network namespaces of their own, through the proxy of `init`."""
 
 from __future__ import annotations
 
