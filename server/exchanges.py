@@ -95,7 +95,7 @@ class Nothing(Single):
 class ProxyLabels(Nothing):
     """The reference row that teaches the proxy set's true labels."""
 
-    def __init__(self, roster: Roster) -> None:
+    def __init__(self, job: Job, roster: Roster) -> None:
         if roster.truth is None:
             raise FedkdError(
                 "the proxy set has no labels to teach",
@@ -105,10 +105,12 @@ class ProxyLabels(Nothing):
         known = np.flatnonzero(labels >= 0).astype(np.int32)  # a text's padding has none
         onehot = np.eye(roster.n_classes, dtype=np.float32)[labels[known]]
         self._truth = Consensus(known, onehot)
+        self._job, self._sizes = job, Sizes(len(labels), roster.n_classes, roster.positions)
 
     def tell(self, round_: int, talk: Talk) -> Told:
-        """The labels as one-hot rows."""
-        return payload.encode_consensus(self._truth, round_), {}
+        """The labels as one-hot rows, which no codec changes."""
+        data, _ = told(self._job.scenario, self._job.seed, round_, self._truth, self._sizes)
+        return data, {}
 
 
 class SoftLabels:
@@ -290,7 +292,7 @@ def exchange_of(job: Job, roster: Roster, ledger: Ledger, recorder: Recorder) ->
         case "none":
             return Nothing()
         case "proxy-labels":
-            return ProxyLabels(roster)
+            return ProxyLabels(job, roster)
         case "soft-labels":
             if isinstance(job.scenario.privacy.server, SecureAggregation):
                 return SecureSum(job, roster, recorder)
