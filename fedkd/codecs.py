@@ -191,7 +191,9 @@ def opened(data: bytes, most: int) -> bytes:
             raise PayloadError(
                 "a frame of that length is not opened", value=size, allowed=f"0 to {most}"
             )
-        return zstandard.ZstdDecompressor().decompress(data, max_output_size=most)
+        return zstandard.ZstdDecompressor().decompress(
+            data, max_output_size=most, allow_extra_data=False
+        )
     except (zstandard.ZstdError, MemoryError) as error:
         raise PayloadError(f"not a zstd frame: {error}") from None
 

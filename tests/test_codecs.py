@@ -145,7 +145,7 @@ def test_a_frame_is_opened_up_to_its_most_and_no_further() -> None:
     assert len(bomb) < 2**16
     with pytest.raises(PayloadError, match="length"):
         opened(bomb, 2**20)
-    for broken in (frame[:-1], frame[:7], frame[:20] + b"x" + frame[21:]):
+    for broken in (frame + b"x", frame[:-1], frame[:7], frame[:20] + b"x" + frame[21:]):
         with pytest.raises(PayloadError):
             decode_sparse(broken, CODINGS["half"])
 
