@@ -39,6 +39,7 @@ OVERRIDES = (
     "partition.name=weak",
     "partition.clients=5",
     "seeds=[1, 2]",
+    "method.combine.name=vouched",
     'references=["local-only"]',
     f"description='''{EVIL}'''",
 )
@@ -345,6 +346,7 @@ def test_labels_do_not_overlap(result: Result, n_clients: int, n_classes: int) -
     events += [
         {**{"event": "round", "round": r, "accuracy": 0.5, "accuracy_worst": 0.1}, "seconds": 700.0}
         | {"bytes_up": 999_900, "bytes_down": 10**8, "bytes_pool": 1}
+        | {"trusted": list(range(n_clients)), "trust": [i / n_clients for i in range(n_clients)]}
         for r in range(1, n_clients + 1)
     ]
     names = ("edgefd", "local-only", "no-filter", "iid", "fedavg", "proxy-labels", "centralised")
