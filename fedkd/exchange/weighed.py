@@ -13,11 +13,14 @@ from fedkd.exchange import robust, trust
 from fedkd.exchange.consensus import Consensus, places
 from fedkd.exchange.every_vote import BLOCK, Ballots, EveryVote, of_clients, stacked
 
+LEAST = 1e-290
+"""A sample whose voters weigh no more together is dropped: float64 has few digits left there."""
+
 
 class Weighed(EveryVote):
     """What the rules have in common that give each client a weight: the weighted mean.
 
-    A sample whose voters all have the weight 0 is dropped.
+    A sample whose voters weigh at most `LEAST` together is dropped.
     """
 
     simplex: ClassVar[bool] = True
@@ -34,9 +37,9 @@ class Weighed(EveryVote):
         order = sorted(range(len(votes.clients)), key=lambda i: (votes.clients[i], i))
         for i in order:
             weight, ids = weights[votes.clients[i]], places(votes.ids[i])
-            total[ids] += weight * votes.values[i]
+            total[ids] += weight * votes.values[i].astype(np.float64)
             mass[ids] += weight
-        ids = np.flatnonzero(mass > 0).astype(np.int32)
+        ids = np.flatnonzero(mass > LEAST).astype(np.int32)
         return Consensus(ids, (total[ids] / mass[ids, None]).astype(np.float32))
 
     def centre(self, votes: NDArray[np.float64], voters: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -124,6 +124,20 @@ def test_expguard_without_eta_is_the_mean_and_remembers_else(seed: int) -> None:
         assert votes.belief[client] == pytest.approx(log, abs=1e-6)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("log", "n"), [(-50, 2), (-110, 2), (-660, 2), (-740, 1), (-800, 1)])
+def test_whom_nobody_believes_any_more_is_heard_rightly_or_not_at_all(log: float, n: int) -> None:
+    """After many rounds; the weights of float32 ended at e^-103, and left rows of zeros."""
+    row = np.array([[0.2, 0.3, 0.5]], np.float32)
+    rule = ExpGuard()
+    votes = rule.start(2, 3)
+    votes.belief.update({0: 0.0, 1: log})
+    for client in range(2):
+        rule.add(votes, np.array([client], np.int32), row, client)
+    consensus = rule.finish(votes)
+    assert consensus.ids.tolist() == list(range(n))
+    np.testing.assert_allclose(consensus.values, np.repeat(row, n, axis=0), atol=1e-7)
+
+
 def test_who_claims_everything_meets_the_objections_of_all() -> None:
     """Five honest clients with samples of their own, and two liars that answer all of them."""
     n = 50
