@@ -28,6 +28,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "second-best": {"attack": {"name": "second-best"}},
     "one-class": {"attack": {"name": "one-class"}},
     "lma, everything": {"attack": {"name": "lma"}, "everything": True},
+    "one-class, everything": {"attack": {"name": "one-class"}, "everything": True},
 }
 RULES = (
     "mean",

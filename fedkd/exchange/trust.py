@@ -49,7 +49,8 @@ def vouched(ids: Ids, values: Values, n_samples: int) -> Weights:
 
     Each other client counts once, however many samples it shares; one that shares none neither
     vouches nor objects, and counts as agreeing. So where samples have one or two voters, a client
-    that claims everything meets the objections of all, and each of those only its. Ours.
+    that claims everything meets the objections of all, and each of those only its. Liars that agree
+    vouch for each other: many of them win. Ours.
     """
     both, same = shared(ids, values, n_samples)
     pairs = np.where(both > 0, same / np.maximum(both, 1), 1.0)
