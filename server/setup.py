@@ -39,10 +39,9 @@ def set_up(grid: Grid, job: Job, log: EventLog, kept: Path | None = None) -> Ros
         channels, height, width = world.train.x.shape[1:]
         kind = Kind((channels, height, width), world.train.x.dtype, world.train.n_classes)
     else:
-        greeted, reasons = attendance.greet(grid, ids, job.content(0), job.seats, log)
+        greeted = attendance.assemble(grid, ids, job, log)
         nodes = {client: node for client, (node, _) in greeted.items()}
         hellos = [hello for _, hello in greeted.values()]
-        attendance.require(len(nodes), job.n_clients, job.scenario, reasons)
         kind = _one_kind(hellos)
     _say_hello(job, hellos, log)
     pool, truth, packed, digest = None, None, None, ""

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.message.message import make_message
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from clients.app import app as client_app
 from clients.carry import carry_out
@@ -37,6 +38,8 @@ class Wandering(LocalGrid):
         self._held: dict[str, tuple[int, Message]] = {}
         self.here = set(self._configs)
         self.late: set[tuple[int, int]] = set()
+        self.unseen: set[int] = set()
+        """Nodes whose next message is answered by the SuperLink, which has lost sight of them."""
         self.round = 0
         self.delivered: list[tuple[str, int, int]] = []
         """Type, node and round of each message that was carried out."""
@@ -62,6 +65,11 @@ class Wandering(LocalGrid):
             node = message.metadata.dst_node_id
             if node not in self.here:
                 continue  # silence
+            if node in self.unseen:
+                self.unseen.remove(node)
+                gone = Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable")
+                replies.append(Message(gone, reply_to=message))
+                continue
             reply = self._carried_out(message)
             if (node, self.round) in self.late and message.metadata.message_type == "train":
                 self._held[id_] = (self.round, reply)

@@ -99,6 +99,32 @@ def test_too_few_clients_to_begin(tmp_path: Path) -> None:
         play(grid, deployed(simulation, attendance={"gather_s": 0.05}), None)
 
 
+def test_who_is_lost_while_saying_hello_is_asked_again(tmp_path: Path) -> None:
+    """As by a SuperLink that was killed and has not yet heard its clients' hearts again."""
+    configs, simulation = owned(tmp_path / "a")
+    calm = play(Wandering(configs), deployed(simulation), tmp_path / "calm")
+    configs, simulation = owned(tmp_path / "b")
+    grid = Wandering(configs)
+    grid.unseen = {FIRST + 1}
+    events = play(grid, deployed(simulation), tmp_path / "run")
+    (told,) = [event for event in events if event["event"] == "refused"]
+    assert (told["client"], told["step"]) == (1, "hello")
+    assert "Node Unavailable" in told["reason"]
+    assert rounds(events) == rounds(calm)
+
+
+def test_who_answers_wrongly_is_not_asked_again(tmp_path: Path) -> None:
+    """A client whose data cannot be read says so at once; nobody waits for it."""
+    configs, simulation = owned(tmp_path)
+    (tmp_path / "data/1.npz").write_bytes(b"broken")
+    grid = Wandering(configs)
+    with pytest.raises(
+        FedkdError, match=r"too few clients .* the first that was refused: no hello"
+    ):
+        play(grid, deployed(simulation, attendance={"gather_s": 3600}), None)
+    assert len(grid.delivered) == 3
+
+
 def test_a_round_without_quorum_is_repeated_and_not_counted_twice(tmp_path: Path) -> None:
     """A client is silent in round 2: the repeat equals a round without a fault."""
     configs, simulation = owned(tmp_path / "a")
