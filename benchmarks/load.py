@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -55,16 +56,22 @@ def carry(folders: list[Path]) -> None:
     for node in nodes:
         node.join()
     print(f"{len(nodes)} joined", flush=True)
-    beaten = [time.monotonic()] * len(nodes)
+    threading.Thread(target=_beat, args=(nodes,), daemon=True).start()
     while True:
         start = time.monotonic()
-        for i, node in enumerate(nodes):
+        for node in nodes:
             with suppress(Unreachable, NotAccepted):
-                if time.monotonic() - beaten[i] > HEARTBEAT_S / 2:
-                    node.fleet.beat()
-                    beaten[i] = time.monotonic()
                 node.turn()
         time.sleep(max(0.0, 0.5 - (time.monotonic() - start)))
+
+
+def _beat(nodes: list[Node]) -> None:
+    while True:
+        start = time.monotonic()
+        for node in nodes:
+            with suppress(Unreachable, NotAccepted):
+                node.fleet.beat()
+        time.sleep(max(0.0, HEARTBEAT_S / 2 - (time.monotonic() - start)))
 
 
 def give_data(folders: list[Path]) -> None:

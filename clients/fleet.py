@@ -237,6 +237,8 @@ def no_line(error: Exception, address: str) -> FedkdError:
                 fix="fedkd deploy rotate on the server's side if it has expired; else compare "
                 "ca.crt and the address in client.toml with the server's",
             )
+        if isinstance(cause, ssl.SSLEOFError):  # what is before a server that is down hangs up
+            return Unreachable("the server hangs up before a word is said", value=address)
         if isinstance(cause, ssl.SSLError):
             return FedkdError(
                 f"no TLS with the server: {cause.reason}",

@@ -186,6 +186,15 @@ class Attendance(Section):
         return max(1, math.ceil(self.quorum * n_taking_part))
 
 
+class Limits(Section):
+    """The most that one client may do in a run; who does more is refused, the others go on."""
+
+    rows: float = Field(1.0, gt=0, le=1)
+    """Share of the proxy samples that it may answer in a round."""
+    contributed: int | None = Field(None, ge=0)
+    """Records that it may give to the proxy set; None is no limit."""
+
+
 class Grid(Section):
     """What carries the messages."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -105,7 +106,7 @@ def assemble(grid: Grid, ids: Sequence[int], job: Job, log: EventLog) -> Greeted
     """Greet the nodes that are there to begin, and whoever comes while some have not answered.
 
     Who was lost on the way (a server that is restarted loses sight of its clients) is asked again,
-    for at most `attendance.gather_s`.
+    for at most `attendance.gather_s`. Who holds another kind of samples than most is left out.
     Raises: FedkdError if fewer clients than are needed may take part.
     """
     deadline = time.monotonic() + job.scenario.attendance.gather_s
@@ -119,7 +120,14 @@ def assemble(grid: Grid, ids: Sequence[int], job: Job, log: EventLog) -> Greeted
             break
         time.sleep(LOOK_S)
         ids = _listed(grid)
+    kinds = Counter(kind_of(hello) for _, hello in met.greeted.values())
+    usual = max(kinds, key=kinds.__getitem__, default=None)  # of equals that of the first client
     reasons = [*met.refused.values(), *met.lost.values()]
+    for client, (_, hello) in list(met.greeted.items()):
+        if (kind := kind_of(hello)) != usual:
+            del met.greeted[client]
+            reasons.append(f"holds other samples: {kind}, not {usual}")
+            log.emit("refused", round=0, client=client, step="hello", reason=reasons[-1])
     require(len(met.greeted), job.n_clients, job.scenario, reasons)
     return met.greeted
 
@@ -150,6 +158,13 @@ def greet(
                 )
             if hello.client in greeted:
                 raise PayloadError("two nodes speak for one client", value=hello.client)
+            most = job.scenario.limits.contributed
+            if most is not None and len(hello.contribution) > most:
+                raise PayloadError(
+                    "gives more records to the proxy set than limits.contributed allows",
+                    value=len(hello.contribution),
+                    allowed=str(most),
+                )
             greeted[hello.client] = (node, hello)
         except PayloadError as error:
             (lost if reply.lost else refused)[node] = str(error)

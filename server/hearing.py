@@ -48,20 +48,31 @@ class Hearing:
         self._coding = scenario.coding_up
         self._simplex = scenario.method.release.simplex
         self._sizes = sizes
+        self._most_rows = int(scenario.limits.rows * sizes.n_samples)
         self._world = world
         self._strata = strata
         self.votes: Votes | Ballots = self._rule.start(sizes.n_samples, sizes.n_classes)
 
     def check(self, round_: int, client: int, data: payload.Bytes) -> AnyAnswer:
-        """One client's answers, decoded. Raises: PayloadError if they break the contract."""
+        """One client's answers, decoded. Raises: PayloadError if they break the contract, or
+        are more than `limits.rows` allows."""
         sizes = {"n_samples": self._sizes.n_samples, "n_classes": self._sizes.n_classes}
+        answer: AnyAnswer
         if self._coding is None:
-            return payload.decode_answer(
+            answer = payload.decode_answer(
                 data, client=client, round_=round_, simplex=self._simplex, **sizes
             )
-        return payload.decode_coded_answer(
-            data, client=client, round_=round_, coding=self._coding, **sizes
-        )
+        else:
+            answer = payload.decode_coded_answer(
+                data, client=client, round_=round_, coding=self._coding, **sizes
+            )
+        if len(answer.ids) > self._most_rows:
+            raise PayloadError(
+                "answers more samples than limits.rows allows",
+                value=len(answer.ids),
+                allowed=f"{self._most_rows} of {self._sizes.n_samples}",
+            )
+        return answer
 
     def take(self, answer: AnyAnswer) -> dict[str, Any]:
         """Add a checked answer to the votes, and measure the client's filter."""

@@ -125,6 +125,43 @@ def test_who_answers_wrongly_is_not_asked_again(tmp_path: Path) -> None:
     assert len(grid.delivered) == 3
 
 
+def test_who_holds_other_samples_than_most_is_left_out(tmp_path: Path) -> None:
+    """One client cannot end a run by what it says that it holds."""
+    configs, simulation = owned(tmp_path)
+    other = np.zeros((20, 1, 5, 5), np.uint8)
+    np.savez(tmp_path / "data/0.npz", x=other, y=np.arange(20) % 10)
+    attendance = {"quorum": 0.5, "gather_s": 0.05}
+    scenario = deployed(simulation, attendance=attendance)
+    events = play(Wandering(configs), scenario, tmp_path / "run")
+    (told,) = [event for event in events if event["event"] == "refused" and event["round"] == 0]
+    assert told["client"] == 0
+    assert "holds other samples: uint8 of (1, 5, 5)" in told["reason"]
+    assert {e["client"] for e in events if e["event"] == "client"} == {1, 2}
+
+
+def test_who_gives_too_much_to_the_pool_is_left_out(tmp_path: Path) -> None:
+    configs, simulation = owned(tmp_path)
+    given = [
+        event["contributed"]
+        for event in play(Wandering(configs), deployed(simulation), None)
+        if event["event"] == "hello"
+    ]
+    most = max(given)
+    assert min(given) < most
+    again = tmp_path / "again"
+    configs, simulation = owned(again)
+    scenario = deployed(
+        simulation,
+        attendance={"quorum": 0.3, "gather_s": 0.05},
+        limits={"contributed": most - 1},
+    )
+    events = play(Wandering(configs), scenario, again / "run")
+    (pool,) = [event for event in events if event["event"] == "pool"]
+    assert pool["n_contributed"] == sum(one for one in given if one < most)
+    refused = {e["client"] for e in events if e["event"] == "refused" and e["round"] == 0}
+    assert refused == {i for i, one in enumerate(given) if one == most}
+
+
 def test_a_round_without_quorum_is_repeated_and_not_counted_twice(tmp_path: Path) -> None:
     """A client is silent in round 2: the repeat equals a round without a fault."""
     configs, simulation = owned(tmp_path / "a")
