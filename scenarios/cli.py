@@ -256,18 +256,26 @@ def metrics(
 @app.command()
 def track(
     folder: RunFolder,
-    out: Annotated[Path, typer.Option(help="TensorBoard's folder.")] = Path("tensorboard"),
+    to: Annotated[str, typer.Option(help="tensorboard or mlflow.")] = "tensorboard",
+    out: Annotated[
+        str | None,
+        typer.Option(help="A folder for TensorBoard; a tracking URI for MLflow."),
+    ] = None,
     follow: Annotated[bool, typer.Option(help="Go on until the run is over.")] = False,
 ) -> None:
-    """Write a run's rounds for TensorBoard; what is there already is not written again."""
-    with _extra("metrics"):
-        from scenarios.track import track as write
+    """Write a run's rounds for TensorBoard or MLflow; none is written twice."""
+    from scenarios.track import track as write
 
+    where = out or {"mlflow": "sqlite:///mlflow.db"}.get(to, "tensorboard")
     try:
-        n_rounds = write(folder, out, wait=follow)
+        with _extra("mlflow" if to == "mlflow" else "metrics"):
+            n_rounds = write(folder, where, to, wait=follow)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    console.print(f"{n_rounds} rounds written; look: tensorboard --logdir {out}", soft_wrap=True)
+    look = {"mlflow": f"mlflow ui --backend-store-uri {where}"}.get(
+        to, f"tensorboard --logdir {where}"
+    )
+    console.print(f"{n_rounds} rounds written; look: {look}", soft_wrap=True)
 
 
 @app.command(name="list")

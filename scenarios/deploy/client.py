@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from fedkd.files import locked
 from scenarios.deploy.folder import ClientSettings, client_settings
 from scenarios.deploy.keys import read_node_key
 
+LOADER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
 
 def client(folder: Path, data: str | None, say: Say, stop: threading.Event) -> None:
     """Answer a server until `stop` is set.
 
-    Args: data: in place of the settings' section data: a file, a folder, or JSON of such a section.
+    Args: data: in place of the settings' section data; see `source_of`.
     Raises: FedkdError for a folder or data that cannot be used, or a server that refuses.
     """
     folder = folder.resolve()
@@ -56,12 +59,14 @@ def config_of(
 
 
 def source_of(text: str) -> Source:
-    """A data section from what a user types: a path, or JSON as {"name": "npz", "path": "…"}.
+    """A data section from what a user types: a path, module:function, or JSON of such a section.
 
     Raises: FedkdError for what is neither.
     """
     if text.lstrip().startswith("{"):
         table = text
+    elif LOADER.fullmatch(text):
+        table = json.dumps({"name": "python", "path": text})
     else:
         path = Path(text).expanduser().resolve()
         if not path.exists():
@@ -74,7 +79,8 @@ def source_of(text: str) -> Source:
         raise FedkdError(
             f"these data cannot be read: {first['msg']}",
             value=text,
-            fix="give a file or folder, or JSON as a scenario's data section (see fedkd list)",
+            fix="give a file or folder, module:function, or JSON as a scenario's data section "
+            "(see fedkd list)",
         ) from None
     return source
 
