@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from clients.app import app  # noqa: E402
-from clients.fleet import HEARTBEAT_S, Fleet, NotAccepted, Unreachable  # noqa: E402
+from clients.fleet import Fleet, NotAccepted, Unreachable  # noqa: E402
 from clients.node import Node  # noqa: E402
 from deployments import Deployment, until  # noqa: E402
 from fedkd import config  # noqa: E402
@@ -40,6 +40,8 @@ from server.events import Event, read  # noqa: E402
 
 PARTS = {"superlink": "flower-superlink", "serverapp": "flwr-serverapp"}
 MIB = 2**20
+HEARTBEAT_S = 30
+"""What `client.toml` should say for so many."""
 
 
 def carry(folders: list[Path]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from clients.app import app
-from clients.fleet import HEARTBEAT_S, Fleet
+from clients.fleet import Fleet
 from clients.node import Node, Say, serve
 from fedkd.data.sources import Source, load
 from fedkd.errors import FedkdError
@@ -38,10 +38,10 @@ def client(folder: Path, data: str | None, say: Say, stop: threading.Event) -> N
             settings.server,
             (folder / "ca.crt").read_bytes(),
             read_node_key(folder / "key"),
-            HEARTBEAT_S,
+            settings.heartbeat_s,
         )
         node = Node(fleet, app, config_of(settings, source, state), state)
-        serve(node, say, stop, HEARTBEAT_S)
+        serve(node, say, stop, settings.heartbeat_s)
 
 
 def config_of(

@@ -22,6 +22,7 @@ import tomli_w
 from pydantic import Field, ValidationError
 
 from clients.consent import Consent
+from clients.fleet import HEARTBEAT_S
 from fedkd.data.sources import Source
 from fedkd.errors import FedkdError
 from fedkd.section import Section
@@ -69,6 +70,9 @@ class ClientSettings(Section):
     """The client's own data; without it, it takes its seat's part of the scenario's, which is a
     rehearsal with simulated data."""
     consent: Consent = Consent()
+    heartbeat_s: int = Field(HEARTBEAT_S, ge=HEARTBEAT_S, le=3600)
+    """A client counts as gone after two of these without a heartbeat. Each call costs the server
+    some milliseconds: for hundreds of clients 30 is right."""
 
 
 def is_loopback(host: str) -> bool:
