@@ -278,6 +278,28 @@ def track(
     console.print(f"{n_rounds} rounds written; look: {look}", soft_wrap=True)
 
 
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="SERVER/state/runs/NAME.")],
+    keys: Annotated[
+        Path | None, typer.Option(help="The server's folder, if the run lies elsewhere.")
+    ] = None,
+    client: Annotated[
+        Path | None, typer.Option(help="CLIENT/state: is all there that this client signed?")
+    ] = None,
+) -> None:
+    """Hold a deployed run to what its clients have signed, answer by answer."""
+    from scenarios.deploy.verify import verify as look
+
+    failed = False
+    for check in look(folder, keys, client):
+        sign = {True: "ok", False: "FAILED", None: "-"}[check.ok]
+        console.print(f"{sign:<7}{check.what}: {check.said}", soft_wrap=True, highlight=False)
+        failed |= check.ok is False
+    if failed:
+        raise typer.Exit(1)
+
+
 @app.command(name="list")
 def list_(as_json: AsJson = False) -> None:
     """What a scenario, or a comparison of protections, can choose from, with a line for each."""

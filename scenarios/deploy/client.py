@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from clients.app import app
 from clients.fleet import Fleet
 from clients.node import Node, Say, serve
+from clients.signing import Signer
 from fedkd.data.sources import Source, load
 from fedkd.errors import FedkdError
 from fedkd.files import locked
@@ -34,13 +35,10 @@ def client(folder: Path, data: str | None, say: Say, stop: threading.Event) -> N
         load(source)  # a mistake is said now, before the server hears of this client
     state = folder / "state"
     with locked(state):
-        fleet = Fleet(
-            settings.server,
-            (folder / "ca.crt").read_bytes(),
-            read_node_key(folder / "key"),
-            settings.heartbeat_s,
-        )
-        node = Node(fleet, app, config_of(settings, source, state), state)
+        key, ca = read_node_key(folder / "key"), (folder / "ca.crt").read_bytes()
+        fleet = Fleet(settings.server, ca, key, settings.heartbeat_s)
+        signer = Signer(key, settings.seat, state)
+        node = Node(fleet, app, config_of(settings, source, state), state, signer)
         serve(node, say, stop, settings.heartbeat_s)
 
 

@@ -3,7 +3,7 @@
 FOLDER/ca.key                      signs server certificates; needed by `init` and `rotate` only
 FOLDER/server/server.toml          `ServerSettings`
              /ca.crt server.pem server.key executor.secret
-             /nodes/NAME.pub       who may take part; /nodes/revoked/NAME.pub, who no longer may
+             /nodes/NAME.pub       who may take part; /nodes/revoked/NAME.K.pub, who no longer may
              /state/nodes.json     node id -> seat, name and key, once keys are registered
              /state/runs/RUN/      one folder a run
 FOLDER/clients/NAME/client.toml    `ClientSettings`
