@@ -84,7 +84,7 @@ class Node:
         self._id = None if folder is None else folder / "node-id"
 
     def join(self) -> int:
-        """Say that the node is there, and answer what it owes. Returns: its id."""
+        """Say that the node is there. Returns: its id."""
         known = 0
         if self._id is not None:
             with suppress(FileNotFoundError, ValueError):
@@ -92,12 +92,13 @@ class Node:
         node = self.fleet.join(known)
         if self._id is not None and node != known:
             write(self._id, str(node).encode())
-        if (owed := self._inbox.get()) is not None:
-            self._answer(*owed)
         return node
 
     def turn(self) -> bool:
-        """Answer one message. Returns: whether there was one."""
+        """Answer one message, first the one that is owed. Returns: whether there was one."""
+        if (owed := self._inbox.get()) is not None:
+            self._answer(*owed)
+            return True
         found = self.fleet.pull()
         if found is None:
             return False
