@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ ROOM = 0.22
 
 def payload_bytes(result: Result) -> Figure | None:
     """Payload bytes of each row, mean over seeds: the proxy pool once, up, down."""
-    bars = _by_row(result, _bytes)
+    bars = _by_row(result, lambda cell: cell.traffic)
     used = [value for parts in bars.values() for value in parts if value > 0]
     if not used:
         return None
@@ -73,21 +73,12 @@ def phase_seconds(result: Result) -> Figure | None:
     return plot
 
 
-def _by_row(result: Result, measure: Callable[[Cell], list[float]]) -> dict[str, list[float]]:
+def _by_row(result: Result, measure: Callable[[Cell], Sequence[float]]) -> dict[str, list[float]]:
     """The parts that `measure` gives, mean over each row's seeds."""
     return {
         row: np.mean([measure(cell) for cell in cells], axis=0).tolist()
         for row, cells in result.rows().items()
     }
-
-
-def _bytes(cell: Cell) -> list[float]:
-    pool, rounds = cell.of("pool"), cell.of("round")
-    return [
-        sum(event["bytes_up"] for event in pool) + sum(event["bytes_pool"] for event in rounds),
-        sum(event["bytes_up"] for event in rounds),
-        sum(event["bytes_down"] for event in rounds),
-    ]
 
 
 def _rows(title: str, rows: list[str]) -> tuple[Figure, Axes]:
