@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,20 @@ from scenarios.spending import Ledgers, Spent, figures, most
 from server.events import Event
 
 Round = dict[str, Any]
+
+
+ROUND_BYTES = ("pool", "up", "down")
+
+
+class Traffic(NamedTuple):
+    """Payload bytes."""
+
+    contributed: int
+    """To the proxy set, up."""
+    pool: int
+    """The proxy set, down."""
+    up: int
+    down: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +64,10 @@ class Cell:
         return max(self.measured, key=_chosen_by)
 
     @property
-    def traffic(self) -> tuple[int, int, int]:
-        """Payload bytes of all rounds: of the proxy pool, there and back; up; down."""
-        pool, rounds = self.of("pool"), self.of("round")
-        return (
-            sum(event["bytes_up"] for event in pool) + sum(e["bytes_pool"] for e in rounds),
-            sum(event["bytes_up"] for event in rounds),
-            sum(event["bytes_down"] for event in rounds),
-        )
+    def traffic(self) -> Traffic:
+        """Of all clients and rounds."""
+        sums = [sum(event[f"bytes_{key}"] for event in self.of("round")) for key in ROUND_BYTES]
+        return Traffic(sum(event["bytes_up"] for event in self.of("pool")), *sums)
 
     @property
     def bytes(self) -> int:

@@ -24,7 +24,7 @@ ROOM = 0.22
 
 def payload_bytes(result: Result) -> Figure | None:
     """Payload bytes of each row, mean over seeds: the proxy pool once, up, down."""
-    bars = _by_row(result, lambda cell: cell.traffic)
+    bars = _by_row(result, _bytes)
     used = [value for parts in bars.values() for value in parts if value > 0]
     if not used:
         return None
@@ -79,6 +79,11 @@ def _by_row(result: Result, measure: Callable[[Cell], Sequence[float]]) -> dict[
         row: np.mean([measure(cell) for cell in cells], axis=0).tolist()
         for row, cells in result.rows().items()
     }
+
+
+def _bytes(cell: Cell) -> list[int]:
+    contributed, pool, up, down = cell.traffic
+    return [contributed + pool, up, down]
 
 
 def _rows(title: str, rows: list[str]) -> tuple[Figure, Axes]:

@@ -50,6 +50,15 @@ def columns_of(table: list[dict[str, Any]]) -> list[Column]:
     return [*COLUMNS[:-2], *more, *COLUMNS[-2:]]
 
 
+ACCURACY = Column(
+    "accuracy",
+    _accuracy,
+    "On the test set, in the last round, mean over the clients that took part in it and over "
+    "seeds; ± is the standard deviation over seeds. It is never the best over test rounds.",
+)
+TIME = Column(
+    "time", lambda line: duration(line["seconds"]), "Of all rounds together, by the clock."
+)
 PERPLEXITY = Column(
     "perplexity",
     lambda line: plain(line["perplexity"]),
@@ -57,12 +66,7 @@ PERPLEXITY = Column(
     "over clients; a model that guesses evenly has as much as there are characters.",
 )
 COLUMNS = (
-    Column(
-        "accuracy",
-        _accuracy,
-        "On the test set, in the last round, mean over the clients that took part in it and over "
-        "seeds; ± is the standard deviation over seeds. It is never the best over test rounds.",
-    ),
+    ACCURACY,
     Column(
         "worst client",
         _share("accuracy_worst"),
@@ -105,7 +109,7 @@ COLUMNS = (
         lambda line: size(line["bytes"]),
         "Payload of all clients and rounds, up and down, the proxy set included.",
     ),
-    Column("time", lambda line: duration(line["seconds"]), "Of all rounds together, by the clock."),
+    TIME,
 )
 QUALITY = (
     Column(

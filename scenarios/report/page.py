@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from fedkd import config
 from fedkd.files import write as write_file
@@ -26,16 +26,16 @@ def write(result: Result, folder: Path) -> Path:
     Returns: the path of the page, which carries the plots itself.
     """
     found: ByName = leaks(result)
-    pictures, drawn = _drawn(PLOTS, result, folder), _drawn(AUDIT_PLOTS, found, folder)
+    pictures, leaked = drawn(PLOTS, result, folder), drawn(AUDIT_PLOTS, found, folder)
     page = folder / "report.html"
-    write_file(page, _render(result, pictures, found, drawn).encode())
+    write_file(page, _render(result, pictures, found, leaked).encode())
     return page
 
 
 Pictures = list[tuple[Plot[Any], bytes]]
 
 
-def _drawn(plots: tuple[Plot[Shown], ...], shown: Shown, folder: Path) -> Pictures:
+def drawn(plots: tuple[Plot[Shown], ...], shown: Shown, folder: Path) -> Pictures:
     """What there is to draw, as PNGs; they are in the folder then too."""
     pictures = [(plot, png(figure)) for plot in plots if (figure := plot.draw(shown))]
     for plot, picture in pictures:
@@ -43,9 +43,10 @@ def _drawn(plots: tuple[Plot[Shown], ...], shown: Shown, folder: Path) -> Pictur
     return pictures
 
 
-def _render(result: Result, pictures: Pictures, found: ByName, drawn: Pictures) -> str:
+def templates(*packages: str) -> Environment:
+    """What renders pages of packages, and of this one."""
     environment = Environment(
-        loader=PackageLoader("scenarios.report", "."),
+        loader=ChoiceLoader([PackageLoader(name, ".") for name in (*packages, "scenarios.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -55,21 +56,29 @@ def _render(result: Result, pictures: Pictures, found: ByName, drawn: Pictures) 
         "thousands": "{:,}".format,
         "base64": lambda data: b64encode(data).decode(),
     }
+    return environment
+
+
+def _render(result: Result, pictures: Pictures, found: ByName, leaked: Pictures) -> str:
     cell, table = facts.own_cell(result), result.table()
     own = found.get(result.scenario.method.name)
-    return environment.get_template("template.html").render(
-        scenario=result.scenario,
-        toml=config.dump(result.scenario),
-        written=f"{datetime.now():%Y-%m-%d %H:%M}",
-        environment=facts.environment(),
-        columns=columns_of(table),
-        quality=QUALITY if any(line["brier"] is not None for line in table) else (),
-        table=table,
-        pictures=pictures,
-        told=privacy.statement(result, cell) if cell else None,
-        audited=told(own) if own else None,
-        leaks=drawn,
-        unfinished=facts.unfinished(result),
-        notes=facts.notes(result),
-        times=times.in_words(result),
+    return (
+        templates()
+        .get_template("template.html")
+        .render(
+            scenario=result.scenario,
+            toml=config.dump(result.scenario),
+            written=f"{datetime.now():%Y-%m-%d %H:%M}",
+            environment=facts.environment(),
+            columns=columns_of(table),
+            quality=QUALITY if any(line["brier"] is not None for line in table) else (),
+            table=table,
+            pictures=pictures,
+            told=privacy.statement(result, cell) if cell else None,
+            audited=told(own) if own else None,
+            leaks=leaked,
+            unfinished=facts.unfinished(result),
+            notes=facts.notes(result),
+            times=times.in_words(result),
+        )
     )
