@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -382,7 +381,5 @@ def _reply(message: Message, sealed: Sealed | None = None, client: Client | None
         data = sealed.data
         content["payload"] = ArrayRecord({"bytes": Array("uint8", (len(data),), STYPE, data)})
     if client is not None:
-        content["metrics"] = MetricRecord(
-            {key: float(value) for key, value in client.told.items() if np.isfinite(value)}
-        )
+        content["metrics"] = MetricRecord(client.told)
     return Message(content, reply_to=message)

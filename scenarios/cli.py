@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ from scenarios.audit.protections import offered
 from scenarios.bench.suite import suite
 from scenarios.budget import forecast, on_target, unit_of, ways_to
 from scenarios.catalogue import catalogue
+from scenarios.compare import plan as comparing
+from scenarios.compare.command import Stopped
+from scenarios.compare.command import compare as carry_out_comparison
+from scenarios.compare.plan import ALWAYS
 from scenarios.deploy import cli as deploy
 from scenarios.doctor import examine
 from scenarios.progress import Progress, table_of
@@ -216,6 +221,54 @@ def audit(
         Console(stderr=True).print(f"[bold red]{escape(line)}[/bold red]", soft_wrap=True)
     if contradicted:
         raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    scenario: Annotated[
+        Path, typer.Argument(help="A scenario file, with or without a section [compare].")
+    ],
+    methods: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="As edgefd,fedmd (see fedkd list).")
+    ] = None,
+    splits: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="As strong,iid,dirichlet:0.1.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="NUMBERS", help="As 1,2,3.")] = None,
+    references: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help=f"Rows beside them; {','.join(ALWAYS)} unless given."),
+    ] = None,
+    overrides: Overrides = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Cells side by side, a process each; 0 is one a core.")
+    ] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Where all is kept; runs/NAME-compare unless given.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Methods x splits x seeds: one table, one page; what is done is not done again."""
+    lists = {"methods": methods, "splits": splits, "seeds": seeds, "references": references}
+    flags = {key: _words(text) for key, text in lists.items() if text is not None}
+    what = comparing.load(scenario, overrides or (), flags)
+    folder = out or Path("runs") / f"{what.name}-compare"
+    words = [word for key, text in lists.items() if text is not None for word in (f"--{key}", text)]
+    words += [word for one in overrides or () for word in ("--set", one)]
+    words += [] if workers == 1 else ["--workers", str(workers)]
+    again = shlex.join(["fedkd", "compare", str(scenario), *words, "--out", str(folder)])
+    at_once = workers or len(os.sched_getaffinity(0))
+    try:
+        whole = carry_out_comparison(what, folder, at_once, again, console, as_json)
+    except Stopped:
+        print(f"\nstopped; go on with: {again}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    if not whole:
+        raise typer.Exit(1)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 @app.command()
