@@ -92,6 +92,9 @@ def trade(entries: Entries) -> Figure | None:
 
     def draw(axes: Axes, of_split: Entries, seen: dict[str, Look]) -> None:
         axes.set_xscale("log")
+        sent = [n for e in of_split if e.line and (n := e.line["up"] + e.line["down"])]
+        if sent:
+            axes.set_xlim(min(sent) / 1.5, max(sent) * 1.5)
         for entry in of_split:
             line = entry.line
             assert line is not None
@@ -111,9 +114,6 @@ def trade(entries: Entries) -> Figure | None:
                 capsize=2,
                 lw=1.2,
             )
-        sent = [n for e in of_split if e.line and (n := e.line["up"] + e.line["down"])]
-        if sent:
-            axes.set_xlim(min(sent) / 1.5, max(sent) * 1.5)
         axes.xaxis.set_major_locator(LogLocator(10, (1, 2, 5), numticks=8))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
         axes.minorticks_off()
