@@ -28,8 +28,9 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from clients.app import app  # noqa: E402
-from clients.fleet import HEARTBEAT_S, Fleet, NotAccepted, Unreachable  # noqa: E402
+from clients.fleet import Fleet, NotAccepted, Unreachable  # noqa: E402
 from clients.node import Node  # noqa: E402
+from clients.signing import Signer  # noqa: E402
 from deployments import Deployment, until  # noqa: E402
 from fedkd import config  # noqa: E402
 from fedkd.config import Scenario  # noqa: E402
@@ -40,6 +41,8 @@ from server.events import Event, read  # noqa: E402
 
 PARTS = {"superlink": "flower-superlink", "serverapp": "flwr-serverapp"}
 MIB = 2**20
+HEARTBEAT_S = 30
+"""What `client.toml` should say for so many."""
 
 
 def carry(folders: list[Path]) -> None:
@@ -52,7 +55,8 @@ def carry(folders: list[Path]) -> None:
         state.mkdir(exist_ok=True)
         fleet = Fleet(settings.server, ca, key, HEARTBEAT_S)
         source = source_of(str(folder / "data.npz"))
-        nodes.append(Node(fleet, app, config_of(settings, source, state), state))
+        signer = Signer(key, settings.seat, state)
+        nodes.append(Node(fleet, app, config_of(settings, source, state), state, signer))
     for node in nodes:
         node.join()
     print(f"{len(nodes)} joined", flush=True)

@@ -309,18 +309,48 @@ def metrics(
 @app.command()
 def track(
     folder: RunFolder,
-    out: Annotated[Path, typer.Option(help="TensorBoard's folder.")] = Path("tensorboard"),
+    to: Annotated[str, typer.Option(help="tensorboard or mlflow.")] = "tensorboard",
+    out: Annotated[
+        str | None,
+        typer.Option(help="A folder for TensorBoard; a tracking URI for MLflow."),
+    ] = None,
     follow: Annotated[bool, typer.Option(help="Go on until the run is over.")] = False,
 ) -> None:
-    """Write a run's rounds for TensorBoard; what is there already is not written again."""
-    with _extra("metrics"):
-        from scenarios.track import track as write
+    """Write a run's rounds for TensorBoard or MLflow; none is written twice."""
+    from scenarios.track import track as write
 
+    where = out or {"mlflow": "sqlite:///mlflow.db"}.get(to, "tensorboard")
     try:
-        n_rounds = write(folder, out, wait=follow)
+        with _extra("mlflow" if to == "mlflow" else "metrics"):
+            n_rounds = write(folder, where, to, wait=follow)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    console.print(f"{n_rounds} rounds written; look: tensorboard --logdir {out}", soft_wrap=True)
+    look = {"mlflow": f"mlflow ui --backend-store-uri {where}"}.get(
+        to, f"tensorboard --logdir {where}"
+    )
+    console.print(f"{n_rounds} rounds written; look: {look}", soft_wrap=True)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="SERVER/state/runs/NAME.")],
+    keys: Annotated[
+        Path | None, typer.Option(help="The server's folder, if the run lies elsewhere.")
+    ] = None,
+    client: Annotated[
+        Path | None, typer.Option(help="CLIENT/state: is all there that this client signed?")
+    ] = None,
+) -> None:
+    """Hold a deployed run to what its clients have signed, answer by answer."""
+    from scenarios.deploy.verify import verify as look
+
+    failed = False
+    for check in look(folder, keys, client):
+        sign = {True: "ok", False: "FAILED", None: "-"}[check.ok]
+        console.print(f"{sign:<7}{check.what}: {check.said}", soft_wrap=True, highlight=False)
+        failed |= check.ok is False
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command(name="list")

@@ -18,6 +18,7 @@ NEEDED: dict[str, Toml] = {  # keys without a default
     "constant": {"value": 0.5},
     "budget": {"m": 50},
     "npz": {"path": "x.npz"},
+    "python": {"path": "package.module:function"},
     "huggingface": {"path": "mnist"},
     "text": {"path": "texts"},
     "huggingface-text": {"path": "wikitext"},

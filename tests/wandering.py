@@ -15,6 +15,7 @@ from flwr.common.constant import ErrorCode
 
 from clients.app import app as client_app
 from clients.carry import carry_out
+from clients.signing import Signer
 from fedkd import config
 from fedkd.config import Scenario
 from privacy.ledger import Ledger
@@ -30,8 +31,14 @@ FIRST = 5000
 class Wandering(LocalGrid):
     """Carries messages to the nodes in `here`; replies of `late` (node, round) come later."""
 
-    def __init__(self, configs: Sequence[Mapping[str, Any]], app: ClientApp = client_app) -> None:
+    def __init__(
+        self,
+        configs: Sequence[Mapping[str, Any]],
+        app: ClientApp = client_app,
+        signers: Mapping[int, Signer] | None = None,
+    ) -> None:
         super().__init__(0)
+        self._signers = signers or {}
         self._configs = {FIRST + i: dict(each) for i, each in enumerate(configs)}
         self._app = app
         self._waiting: dict[str, Message] = {}
@@ -90,7 +97,11 @@ class Wandering(LocalGrid):
         own = message.content.copy()
         for key, record in message.content.items():
             own[key] = record.copy()
-        return carry_out(self._app, make_message(metadata, own), context)
+        given = make_message(metadata, own)
+        reply = carry_out(self._app, given, context)
+        if metadata.dst_node_id in self._signers:
+            self._signers[metadata.dst_node_id].sign(given, reply)
+        return reply
 
 
 def owned(folder: Path, clients: int = 3) -> tuple[list[dict[str, Any]], Scenario]:

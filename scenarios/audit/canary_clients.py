@@ -23,6 +23,7 @@ from privacy.audit.canary_clients import (
     joined,
 )
 from privacy.audit.cosine import estimate
+from privacy.audit.intervals import half_width
 from privacy.audit.recording import Rows
 from privacy.audit.roc import roc
 from scenarios.audit.evidence import Cell
@@ -67,8 +68,7 @@ def canary_clients(views: Views, rng: np.random.Generator) -> Found:
     seen = np.array(inside)
     curve = roc(seen, np.array(outside))
     half = 1.96 * auc_error(curve.auc, CANARIES, CANARIES)
-    spread = 1.96 * float(seen.std(ddof=1)) / CANARIES**0.5
-    mean = float(seen.mean())
+    mean, spread = float(seen.mean()), half_width(seen) or 0.0
     delta = cell.scenario.privacy.delta
     dim = len(bare.ids) * (log.n_classes - 1)
     guess = estimate(seen, dim, delta)

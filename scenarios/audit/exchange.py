@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fedkd.rng import stream, torch_stream
 from fedkd.training import inputs
 from privacy.audit import label_inference, mask_inference
+from privacy.audit.intervals import half_width
 from privacy.audit.label_inference import ESTIMATES, Scores
 from privacy.audit.recording import SERVER
 from privacy.audit.spectrum import head_residual, logits, spectrum
@@ -43,11 +44,10 @@ def over_clients(
     adaptive: bool = False,
     note: str = "",
 ) -> Finding:
-    """The mean over clients, with the interval of its standard error."""
+    """The mean over clients, with its 95 % interval by Student's t."""
     found = np.asarray(values, np.float64)
     n = len(found)
-    half = 1.96 * float(found.std(ddof=1)) / n**0.5 if n > 1 else None
-    mean = float(found.mean()) if n else None
+    mean, half = float(found.mean()) if n else None, half_width(found)
     return Finding(
         part=part,
         observer=observer,
