@@ -92,6 +92,9 @@ def trade(entries: Entries) -> Figure | None:
 
     def draw(axes: Axes, of_split: Entries, seen: dict[str, Look]) -> None:
         axes.set_xscale("log")
+        sent = [n for e in of_split if e.line and (n := e.line["up"] + e.line["down"])]
+        if sent:
+            axes.set_xlim(min(sent) / 1.5, max(sent) * 1.5)
         for entry in of_split:
             line = entry.line
             assert line is not None
@@ -111,7 +114,6 @@ def trade(entries: Entries) -> Figure | None:
                 capsize=2,
                 lw=1.2,
             )
-        axes.margins(x=0.12)
         axes.xaxis.set_major_locator(LogLocator(10, (1, 2, 5), numticks=8))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
         axes.minorticks_off()
@@ -169,7 +171,7 @@ def _by_split(
     low = min(axes.get_ylim()[0] for axes in all_axes)
     high = max(axes.get_ylim()[1] for axes in all_axes)
     for axes in all_axes:
-        axes.set_ylim(max(low, 0), min(high, 1))
+        axes.set_ylim(max(low, -0.02), min(high, 1.02))
     shown = {entry.run.method: entry for entry in there}
     silent = {name for name, e in shown.items() if e.line and not e.line["up"] + e.line["down"]}
     handles = []
@@ -212,7 +214,7 @@ PICTURES: tuple[Plot[Entries], ...] = (
         classes,
         "Heat maps of methods by classes: recall",
         "Share of each class's test samples that the clients' models find in the last round, mean "
-        "over clients and seeds. White columns are classes that a method does not learn.",
+        "over clients and seeds. White cells are classes that a method does not learn.",
     ),
 )
 """What is drawn of a comparison."""

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from fedkd.files import write as write_file
 from scenarios.compare.plan import Comparison, Run
-from scenarios.compare.run import Job, jobs
-from scenarios.report.columns import ACCURACY, QUALITY, TIME, Column
+from scenarios.compare.run import Job
+from scenarios.report.columns import ACCURACY, QUALITY, TIME, WORST_TENTH, Column
 from scenarios.report.facts import environment
 from scenarios.results import Cell, Result
 from scenarios.spending import guaranteed
@@ -28,6 +28,11 @@ UP = Column(
     lambda line: size(line["up"]),
     "Payload bytes that one client sent in all rounds, with what it gave to the proxy set; mean "
     "over clients and seeds.",
+)
+ECE = Column(
+    "ECE",
+    lambda line: "-" if line["ece"] is None else f"{100 * line['ece']:.1f}",
+    "Expected calibration error in points.",
 )
 DOWN = Column(
     "down",
@@ -98,14 +103,12 @@ class Book:
 
     def __init__(self, comparison: Comparison, home: Path) -> None:
         self.comparison, self.home = comparison, home
-        self._jobs: dict[int, list[Job]] = {}
-        for job in jobs(comparison, home):
-            self._jobs.setdefault(comparison.runs.index(job.run), []).append(job)
+        self._runs = [[Job(run, plan, home) for plan in run.cells] for run in comparison.runs]
         self._known: dict[int, Entry] = {}
 
     def entries(self) -> list[Entry]:
         """One for each run, in their order."""
-        return [self._entry(at, of_run) for at, of_run in sorted(self._jobs.items())]
+        return [self._entry(at, of_run) for at, of_run in enumerate(self._runs)]
 
     def _entry(self, at: int, of_run: Sequence[Job]) -> Entry:
         states = {job.plan.seed: "done" if job.done else job.failed or "waiting" for job in of_run}
@@ -117,11 +120,15 @@ class Book:
         return known
 
 
-def columns_of(entries: Iterable[Entry]) -> list[Column]:
+def columns_of(entries: Sequence[Entry]) -> list[Column]:
     """What the table tells: an epsilon only where a row has one that is proved."""
-    lines = [entry.line for entry in entries if entry.line]
-    more = [Column(c.heading, c.of, c.meaning + ".") for c in guaranteed(lines)]
-    return [ACCURACY, *QUALITY, *more, UP, DOWN, TIME]
+    return [ACCURACY, *QUALITY, *guarantees(entries), UP, DOWN, TIME]
+
+
+def guarantees(entries: Sequence[Entry]) -> list[Column]:
+    """The columns of epsilon."""
+    found = guaranteed(entry.line for entry in entries if entry.line)
+    return [Column(one.heading, one.of, one.meaning + ".") for one in found]
 
 
 def cells_of(entry: Entry, columns: Sequence[Column]) -> list[str]:
@@ -138,7 +145,7 @@ def best(entries: Sequence[Entry], split: str) -> Entry | None:
 
 def table_of(entries: Sequence[Entry], name: str) -> Table:
     """The table for the terminal."""
-    shown = [c for c in columns_of(entries) if c.heading not in ("between clients", "Brier score")]
+    shown = [ACCURACY, WORST_TENTH, ECE, *guarantees(entries), UP, DOWN, TIME]
     table = Table(
         title=f"{name}: last round, mean over clients",
         title_justify="left",
@@ -155,7 +162,7 @@ def table_of(entries: Sequence[Entry], name: str) -> Table:
     for entry in entries:
         split = entry.run.split
         texts = cells_of(entry, shown)
-        if entry.failures:
+        if entry.failures and entry.line is None:
             texts[0] = "failed"
         name = entry.run.method + (" (r)" if entry.run.reference else "")
         table.add_row(split if split != before else "", name, entry.n_seeds, *texts)
@@ -246,9 +253,8 @@ def _row(texts: Sequence[str]) -> str:
     return f"| {' | '.join(text.replace('|', '&#124;') for text in texts)} |"
 
 
-def remarks(entries: Iterable[Entry], comparison: Comparison) -> list[str]:
+def remarks(entries: Sequence[Entry], comparison: Comparison) -> list[str]:
     """What failed, what is left out, and what is still to do."""
-    entries = list(entries)
     found = [
         f"{entry.run.split}, {entry.run.method}, seed {', '.join(map(str, seeds))} failed: {reason}"
         for entry in entries

@@ -111,17 +111,18 @@ COLUMNS = (
     ),
     TIME,
 )
+WORST_TENTH = Column(
+    "worst tenth",
+    _share("accuracy_worst_tenth"),
+    "Mean accuracy of the worst tenth of the clients, one at least, mean over seeds.",
+)
 QUALITY = (
     Column(
         "between clients",
         lambda line: "-" if line["clients_sd"] is None else f"± {100 * line['clients_sd']:.1f}",
         "Standard deviation of the accuracy over clients, in points, mean over seeds.",
     ),
-    Column(
-        "worst tenth",
-        _share("accuracy_worst_tenth"),
-        "Mean accuracy of the worst tenth of the clients, one at least, mean over seeds.",
-    ),
+    WORST_TENTH,
     Column(
         "least found class",
         _least_found,
