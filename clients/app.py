@@ -37,7 +37,7 @@ from fedkd import device, payload, payload_secure, protection
 from fedkd.config import from_json
 from fedkd.errors import FedkdError
 from fedkd.models.zoo import Classifier
-from fedkd.transcript import model_digest
+from fedkd.transcript import SIGNED, model_digest
 from fedkd.wire import STYPE
 from privacy import asked, claims, secagg
 from privacy.claims import Claim
@@ -180,7 +180,7 @@ def _finish(turn: Turn, sealed: Sealed | None) -> Message:
     turn.store.save(turn.client.id, turn.step, state)
     reply = _reply(turn.message, sealed, turn.client)
     if turn.client.announces:
-        reply.content["announced"] = ConfigRecord({"model": model_digest(model_part(state))})
+        reply.content[SIGNED] = ConfigRecord({"model": model_digest(model_part(state))})
     return reply
 
 

@@ -30,6 +30,10 @@ from fedkd.files import write
 POLL_S = 0.05
 SLOWEST_S = 1.0
 """Between two looks for a message: short after one, longer and longer while none comes."""
+BUSY = 20
+"""Looks are at least so many times as far apart as one takes: where hundreds of clients look, a
+server then has 20 times as much time for one that answers as for one that looks."""
+BUSIEST_S = 15.0
 WAIT_S = 2.0
 """Before the next try at a server that does not answer."""
 GRACE_S = 20.0
@@ -153,12 +157,14 @@ def serve(node: Node, say: Say, stop: threading.Event, heartbeat_s: int) -> None
                     joined, trouble = True, ""
                     if not beating.is_alive():
                         beating.start()
+                began = time.monotonic()
                 worked = node.turn()
+                least = min(BUSY * (time.monotonic() - began), BUSIEST_S)
                 if trouble:
                     say("the server is back")
                 trouble, refused_since = "", None
                 wait = POLL_S if worked else min(wait * 1.2, SLOWEST_S)
-                stop.wait(0 if worked else wait)
+                stop.wait(0 if worked else max(wait, least))
             except Unreachable as error:
                 if not trouble:
                     trouble = str(error)

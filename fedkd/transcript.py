@@ -13,6 +13,8 @@ from torch import Tensor
 from fedkd.errors import FedkdError
 
 Entry = dict[str, Any]
+SIGNED = "signed"
+"""The record of a reply that holds its `model` and `signature`: one, since each costs two calls."""
 
 
 class Statement(NamedTuple):

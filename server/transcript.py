@@ -10,14 +10,14 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.app.message.message import make_message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedkd.errors import FedkdError
-from fedkd.transcript import Chain, Statement, digest
+from fedkd.transcript import SIGNED, Chain, Statement, digest
 from server.calls import payload_of
 from server.link import pull
 
@@ -81,12 +81,13 @@ class Witnessed(Grid):
         asked = self._asked.pop(message.metadata.reply_to_message_id, None)
         if message.has_error():
             return message
-        signature = _said(message.content, "signed", "signature")
-        model = _said(message.content, "announced", "model")
+        records = message.content.config_records
+        signed = records[SIGNED] if SIGNED in records else ConfigRecord()
+        signature, model = signed.get("signature"), str(signed.get("model", ""))
         member = self._members.get(message.metadata.src_node_id)
         data = payload_of(message.content) or b""
         if asked is not None and member is not None and isinstance(signature, bytes):
-            statement = asked._replace(answered=digest(data), model=str(model or ""))
+            statement = asked._replace(answered=digest(data), model=model)
             if signed_by(member.key, statement, signature):
                 entry = statement._asdict()
                 self._chain.add({**entry, "bytes": len(data), "signature": signature.hex()})
@@ -142,8 +143,3 @@ def _question(content: RecordDict, step: str) -> Statement:
         answered="",
         model="",
     )
-
-
-def _said(content: RecordDict, record: str, key: str) -> object:
-    records = content.config_records
-    return records[record].get(key) if record in records else None

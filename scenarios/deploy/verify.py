@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from clients.signing import SIGNED
+from clients.signing import COPY
 from fedkd import payload
 from fedkd.errors import FedkdError
 from fedkd.exchange.consensus import Consensus
@@ -199,7 +199,7 @@ def _consensus(cell: Cell) -> tuple[bool | None, str]:
 
 def _copy(cell: Cell, state: Path) -> tuple[bool, str]:
     """What the client has signed of this run must be there."""
-    path = state / SIGNED
+    path = state / COPY
     if not path.exists():
         raise FedkdError("no file of what a client has signed", value=str(path))
     own = [statement_of(json.loads(line)) for line in path.read_text().splitlines()]

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from clients import steps
-from clients.signing import SIGNED, Signer
+from clients.signing import COPY, Signer
 from fedkd import config
 from fedkd.errors import FedkdError
 from fedkd.transcript import Chain, digest, read, statement_of
@@ -229,7 +229,7 @@ def test_who_signs_with_another_key_is_not_heard(tmp_path: Path) -> None:
     assert "does not bear the signature of its key" in refused[0]["reason"]
     assert {event["client"] for event in events if event["event"] == "client"} == {0, 2}
     assert first_failure(run) is None
-    assert (state_of(run, 1) / SIGNED).exists()
+    assert (state_of(run, 1) / COPY).exists()
 
 
 def test_two_stories_in_one_round_are_found(run: Path) -> None:
