@@ -46,6 +46,8 @@ class Client:
     """What is drawn in private comes from it, see `clients.place`; None: from the seed."""
     tells: bool = True
     """Whether it reports what it measures on its private data; else counts and times only."""
+    announces: bool = False
+    """Whether it says, by a hash, which model answers."""
     metrics: dict[str, float] = field(default_factory=dict)
     by_class: dict[str, list[int]] = field(default_factory=dict)
     """Counts, one for each class."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import ConfigRecord, Message
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedkd.transcript import Statement, digest
 
@@ -37,6 +37,7 @@ class Signer:
             pool=str(config["pool"]),
             asked=digest(_payload(asked)),
             answered=digest(_payload(reply)),
+            model=_model(reply.content),
         )
         signature = self._key.sign(statement.to_bytes(), ec.ECDSA(hashes.SHA256()))
         with self._path.open("a", encoding="utf-8") as file:
@@ -44,6 +45,12 @@ class Signer:
             file.flush()
             os.fsync(file.fileno())
         reply.content["signed"] = ConfigRecord({"signature": signature})
+
+
+def _model(content: RecordDict) -> str:
+    """The hash of the model that a reply announces, or nothing."""
+    records = content.config_records
+    return str(records["announced"]["model"]) if "announced" in records else ""
 
 
 def _payload(message: Message) -> bytes:

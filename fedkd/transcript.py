@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from fedkd.errors import FedkdError
 
@@ -33,6 +35,8 @@ class Statement(NamedTuple):
     """Hash of the payload that the server sent; of nothing if there was none."""
     answered: str
     """Hash of the payload that the client sent."""
+    model: str
+    """`model_digest` of the model that answered, or nothing."""
 
     def to_bytes(self) -> bytes:
         """What is signed: JSON with sorted keys."""
@@ -42,6 +46,16 @@ class Statement(NamedTuple):
 def digest(data: bytes) -> str:
     """SHA-256 in hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def model_digest(weights: Mapping[str, Tensor]) -> str:
+    """Hash of a model's tensors with their names, types and shapes, whatever their order."""
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        values = weights[name].detach().cpu().contiguous()
+        found.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        found.update(values.numpy().tobytes())
+    return found.hexdigest()
 
 
 class Chain:

@@ -81,12 +81,12 @@ class Witnessed(Grid):
         asked = self._asked.pop(message.metadata.reply_to_message_id, None)
         if message.has_error():
             return message
-        signed = message.content.config_records
-        signature = signed["signed"].get("signature") if "signed" in signed else None
+        signature = _said(message.content, "signed", "signature")
+        model = _said(message.content, "announced", "model")
         member = self._members.get(message.metadata.src_node_id)
         data = payload_of(message.content) or b""
         if asked is not None and member is not None and isinstance(signature, bytes):
-            statement = asked._replace(answered=digest(data))
+            statement = asked._replace(answered=digest(data), model=str(model or ""))
             if signed_by(member.key, statement, signature):
                 entry = statement._asdict()
                 self._chain.add({**entry, "bytes": len(data), "signature": signature.hex()})
@@ -140,4 +140,10 @@ def _question(content: RecordDict, step: str) -> Statement:
         pool=str(config["pool"]),
         asked=digest(payload_of(content) or b""),
         answered="",
+        model="",
     )
+
+
+def _said(content: RecordDict, record: str, key: str) -> object:
+    records = content.config_records
+    return records[record].get(key) if record in records else None

@@ -16,12 +16,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from clients.signing import SIGNED
 from fedkd import payload
-from fedkd.config import Scenario
 from fedkd.errors import FedkdError
 from fedkd.exchange.consensus import Consensus
-from fedkd.transcript import Entry, Statement, digest, read, statement_of
+from fedkd.transcript import Statement, digest, read, statement_of
 from scenarios.deploy.folder import server_settings
 from scenarios.deploy.runs import Run
+from scenarios.deploy.verify_model import Cell, answers_of_model
 from server import checkpoint
 from server.events import read as read_events
 from server.hearing import Sizes
@@ -38,16 +38,6 @@ class Check(NamedTuple):
     what: str
     ok: bool | None
     said: str
-
-
-class Cell(NamedTuple):
-    """What is looked at."""
-
-    folder: Path
-    seed: int
-    scenario: Scenario
-    entries: list[Entry]
-    statements: list[Statement]
 
 
 def verify(folder: Path, keys: Path | None, state: Path | None) -> Iterator[Check]:
@@ -106,6 +96,7 @@ def _checks(run: Run, seed: int, keys: Keys, state: Path | None) -> Iterator[Che
     ]
     if state is not None:
         looks.append(("client's copy", lambda: _copy(cell, state)))
+        looks.append(("model", lambda: answers_of_model(cell, state)))
     for what, look in looks:
         ok, said = look()
         yield Check(where + what, ok, said)

@@ -15,6 +15,7 @@ from fedkd.errors import FedkdError
 from scenarios.audit.run import audit
 from scenarios.grids.inline import InlineGrid
 from scenarios.report import page
+from scenarios.report.facts import notes
 from scenarios.simulate import load_result, simulate
 from server import attendance
 from server.events import Event, EventLog
@@ -27,8 +28,10 @@ UNLIKE = ("seconds", "bytes_pool")
 
 
 def rounds(events: list[Event]) -> list[dict[str, Any]]:
-    """What the rounds and clients said, without times and what only a simulation knows."""
+    """What the rounds and clients said, without times, what only a simulation knows, and what
+    counts test samples, of which the simulation has each file's."""
     only = ("accepted_by_class", "precision", "recall", "consensus_accuracy", "accepted")
+    only += ("class_hits", "class_seen", "ece_low", "ece_high")
     return [
         {k: v for k, v in event.items() if not k.endswith("_s") and k not in (*UNLIKE, *only)}
         for event in events
@@ -283,3 +286,27 @@ def test_the_report_of_clients_with_their_own_data(tmp_path: Path) -> None:
     with pytest.raises(FedkdError, match="only the clients know"):
         audit(tmp_path / "run")
     assert "<svg" in text or "<img" in text
+
+
+def test_the_report_says_who_left_came_back_and_was_late(tmp_path: Path) -> None:
+    configs, simulation = owned(tmp_path)
+    grid = Wandering(configs)
+
+    def after(event: Event) -> None:
+        if event["event"] == "round" and event["round"] == 1:
+            grid.here = {FIRST, FIRST + 2}
+            grid.late = {(FIRST + 2, 2)}
+        if event["event"] == "round" and event["round"] == 2:
+            grid.here = {FIRST, FIRST + 1}
+
+    attendance = {"quorum": 0.3, "gather_s": 0.05, "late": "use"}
+    training = {"rounds": 3, "distill": {"epochs": 2}, "timeout_s": 0.5}
+    scenario = deployed(simulation, attendance=attendance, training=training)
+    play(grid, scenario, tmp_path / "run/edgefd/seed-1", after)
+    (tmp_path / "run/scenario.toml").write_text(config.dump(scenario))
+    where = "edgefd, seed 1"
+    said = notes(load_result(tmp_path / "run"))
+    assert f"{where}: client 1 to 2 left (round 2 to 3)" in said
+    assert f"{where}: client 1 came, or came back (round 3)" in said
+    late = "answered after the deadline of the round before"
+    assert f"{where}: client 2 {late} (round 3)" in said

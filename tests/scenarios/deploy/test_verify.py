@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+from clients import steps
 from clients.signing import SIGNED, Signer
 from fedkd import config
 from fedkd.errors import FedkdError
@@ -33,7 +34,7 @@ from wandering import FIRST, Wandering, deployed, owned
 Lines = list[dict[str, Any]]
 
 
-def played(folder: Path, forged: int | None = None) -> Path:
+def played(folder: Path, forged: int | None = None, **changes: Any) -> Path:
     """A run of three clients that sign, as `_deployed` plays it; one may sign with another key.
 
     Returns: the run's folder, in that of a server.
@@ -48,7 +49,7 @@ def played(folder: Path, forged: int | None = None) -> Path:
         state.mkdir(exist_ok=True)
         signers[FIRST + seat] = Signer(new_key() if seat == forged else key, seat, state)
         members[FIRST + seat] = member(seat, (server / f"nodes/{name}.pub").read_text())
-    scenario = deployed(simulation, attendance={"quorum": 0.5, "gather_s": 0.05})
+    scenario = deployed(simulation, attendance={"quorum": 0.5, "gather_s": 0.05}, **changes)
     run = server / "state/runs/one"
     cell = run / "edgefd/seed-1"
     cell.mkdir(parents=True)
@@ -61,7 +62,7 @@ def played(folder: Path, forged: int | None = None) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return played(tmp_path_factory.mktemp("signed"))
+    return played(tmp_path_factory.mktemp("signed"), audit=True)
 
 
 def cell_of(run: Path) -> Path:
@@ -91,7 +92,8 @@ def test_an_honest_run_passes_all_checks(run: Path) -> None:
     for seat in range(3):
         checks = list(verify(run, None, state_of(run, seat)))
         assert [check for check in checks if not check.ok] == []
-        assert checks[-1].said == "all 8 answers that the client signed are in it"
+        assert checks[-2].said == "all 8 answers that the client signed are in it"
+        assert checks[-1].said.startswith("rounds 2, 3: the answers are those of the model")
     shown = CliRunner().invoke(app, ["verify", str(run)])
     assert shown.exit_code == 0
     assert "24 lines hang together" in shown.output
@@ -246,6 +248,41 @@ def test_two_stories_in_one_round_are_found(run: Path) -> None:
         (cell_of(run) / TRANSCRIPT).write_bytes(before)
     assert found is not None
     assert "were not sent the same" in found.said
+
+
+def test_a_model_that_is_not_the_one_announced_is_found(run: Path) -> None:
+    state = state_of(run, 0)
+    path = max((state / "runs").rglob("step-000006.safetensors"))
+    before = path.read_bytes()
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.startswith("model."))
+    try:
+        save_file({**tensors, name: tensors[name] + 1}, path)
+        found = first_failure(run, state)
+    finally:
+        path.write_bytes(before)
+    assert found is not None
+    assert found.said == "round 3: the model there is not the one that was announced"
+
+
+@pytest.mark.parametrize("up", ["float32", "int8"])
+def test_answers_of_another_model_than_the_announced_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, up: str
+) -> None:
+    """Client 1 trains and announces one model, and answers with a cheap one: its first weights."""
+    honest = steps.answer
+
+    def swapped(clients: Any, models: Any, *rest: Any) -> Any:
+        given = [c.model(None) if c.id == 1 else m for c, m in zip(clients, models, strict=True)]
+        return honest(clients, given, *rest)
+
+    monkeypatch.setattr(steps, "answer", swapped)
+    run = played(tmp_path, audit=True, wire={"up": up})
+    assert first_failure(run) is None
+    assert first_failure(run, state_of(run, 0)) is None
+    found = first_failure(run, state_of(run, 1))
+    assert found is not None
+    assert "the answers are not those of the announced model" in found.said
 
 
 def test_a_key_that_was_rotated_since_has_signed_all_the_same(tmp_path: Path) -> None:
