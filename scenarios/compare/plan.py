@@ -120,6 +120,9 @@ def load(path: Path, overrides: Iterable[str] = (), flags: Mapping[str, Any] = {
     section = table.pop("compare", {})
     if not isinstance(section, dict):
         raise FedkdError(f"'compare' in {path} must be a section", value=section, fix="[compare]")
+    for key, value in {**section, **flags}.items():
+        if value == []:
+            raise FedkdError(f"nothing is named in {key}", fix=f"leave {key} out, or name some")
     try:
         asked = Asked.model_validate({**section, **flags})
     except ValidationError as error:

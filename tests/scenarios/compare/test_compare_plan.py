@@ -137,6 +137,8 @@ def test_files_and_flags(tmp_path: Path) -> None:
         load(path, (), {"seeds": ["one"]})
     with pytest.raises(FedkdError, match="no such scenario file"):
         load(tmp_path / "nowhere.toml")
+    with pytest.raises(FedkdError, match="nothing is named in splits"):
+        load(path, (), {"splits": []})
     path.write_text("compare = 3\n")
     with pytest.raises(FedkdError, match="must be a section"):
         load(path)
