@@ -277,10 +277,19 @@ class Cell:
         self, source: Source, n: int, share: float = SHARE, only: NDArray[np.int32] | None = None
     ) -> Students:
         """As `students`: `n`, each of a share of the answered samples, or of `only` these."""
-        every = np.arange(self.n_samples)
-        soft = undo_temperature(mean_rows(self.told(source, every)), self.temperatures)
+        soft = self.soft_labels(source)
         if only is not None:
-            soft[np.setdiff1d(every, only)] = np.nan
+            soft[np.setdiff1d(np.arange(self.n_samples), only)] = np.nan
+        return self.learnt(source, soft, n, share)
+
+    def soft_labels(self, source: Source) -> Doubles:
+        """The mean of all that a source has said [samples, classes], temperatures undone; NaN for
+        what it never answered."""
+        told = self.told(source, np.arange(self.n_samples))
+        return undo_temperature(mean_rows(told), self.temperatures)
+
+    def learnt(self, source: Source, soft: Doubles, n: int, share: float) -> Students:
+        """`n` students of soft labels [samples, classes] in place of those of the source."""
         proxy = self.proxy
         shape = (len(proxy.x), proxy.positions, -1) if proxy.positions > 1 else (len(proxy.x), -1)
         phase = self.scenario.training.distill

@@ -125,7 +125,7 @@ PARTS: dict[str, Part] = {
         find=exchange.hidden_width,
     ),
     "memorisation": Part(
-        line="which texts the owner's model and another client's continue word for word",
+        line="texts that models, and students of soft and of hard labels, continue word for word",
         lacks=_lacks(_text, _models),
         find=memorised.memorisation,
     ),
