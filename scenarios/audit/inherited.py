@@ -74,7 +74,7 @@ def taught(cell: Cell, client: int) -> dict[str, Classifier]:
     """The three students of a client's answers, by `KINDS`."""
     soft = cell.soft_labels(Source(client))
     answered = ~np.isnan(soft[:, 0])
-    truth = cell.world.proxy_truth()
+    truth = cell.proxy_truth()
     assert truth is not None  # texts are their own labels
     labels = {"hard": _named(soft, answered), "texts": np.where(answered, truth[0].ravel(), -1)}
     targets = {"soft": soft, **{kind: one_hot(y, soft.shape[1]) for kind, y in labels.items()}}
