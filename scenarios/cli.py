@@ -161,6 +161,13 @@ def audit(
     shadows: Annotated[
         int, typer.Option(min=0, metavar="N", help="Run N more federations as references.")
     ] = 0,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Of a deployment: a client's folder, which says what it held; may be repeated.",
+        ),
+    ] = None,
     protections: Annotated[
         str | None,
         typer.Option(
@@ -199,11 +206,15 @@ def audit(
         raise FedkdError("--set and --out are for --compare", value=str(path))
     else:
         what = _placed(simulate.scenario_of(path), workers, False, None)
+    if key and protections is not None:
+        raise FedkdError("--key is for the run of a deployment", value=str(path))
     words = [word for one in overrides or () for word in ("--set", one)]
+    words += [word for one in key or () for word in ("--key", str(one))]
     how = command.Options(
         parts=tuple(part or ()),
         shadows=shadows,
         grid=None if workers is None else what.grid,
+        keys=tuple(key or ()),
         as_json=as_json,
         console=console,
         words=tuple(words if workers is None else [*words, "--workers", str(workers)]),

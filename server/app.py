@@ -36,6 +36,8 @@ DONE = "done"
 FAILED = "failed"
 """In the folder of a deployed run: why it stopped, until it is submitted again."""
 
+NAME = "name"
+"""The file that says what the run is called among all that a client takes part in."""
 UPLOADS = "uploads"
 """In the folder of a run with `audit`: the recording of what the server heard and told."""
 
@@ -156,7 +158,7 @@ def members_of(path: Path) -> dict[int, Member]:
 
 def _name_of(folder: Path) -> str:
     """What the run is called among all that a client takes part in: made once, and kept."""
-    path = folder / "name"
+    path = folder / NAME
     if not path.exists():
         write(path, secrets.token_hex(16).encode())
     return path.read_text()

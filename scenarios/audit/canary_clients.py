@@ -136,7 +136,7 @@ def _let_out(cell: Cell, one: Matrix, number: int) -> NDArray[np.float32]:
     logits_of_one = torch.from_numpy(as_logits(one, bound / float(np.abs(one).max())))
     occasion = Occasion(
         temperature=method.temperature,
-        most_rows=cell.n_samples * asked.most_rounds(cell.scenario.training, cell.world.n_clients),
+        most_rows=cell.n_samples * asked.most_rounds(cell.scenario.training, cell.n_clients),
         delta=privacy.delta,
     )
     noise = torch_stream(cell.seed, "canary", client=number, purpose="release noise")

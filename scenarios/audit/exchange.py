@@ -115,7 +115,7 @@ def _distances(
 
 def _labels(cell: Cell) -> NDArray[np.int64]:
     """Labels of the proxy set, negative where there is none."""
-    truth = cell.world.proxy_truth()
+    truth = cell.proxy_truth()
     assert truth is not None
     return truth[0]
 
@@ -135,7 +135,7 @@ def mask(views: Views, rng: np.random.Generator) -> Found:
     """What the choice of samples tells, whatever was answered: classes, and single records."""
     cell = views.cell
     clients = [source.of for source in sources(cell)]
-    truth = cell.world.proxy_truth()
+    truth = cell.proxy_truth()
     assert truth is not None
     strata = truth[1]
     shares_of = np.stack([_accepted(cell, client) for client in clients])
