@@ -59,7 +59,8 @@ def learn_private(clients: Sequence[Client], models: Sequence[Classifier]) -> No
     scenario = clients[0].scenario
     phase = scenario.training.local
     if isinstance(scenario.privacy.training, protection.PlainTraining):
-        losses = _fit("train", clients, models, xs, ys, training.cross_entropy, phase)
+        pull = scenario.method.regulariser.mu
+        losses = _fit("train", clients, models, xs, ys, training.cross_entropy, phase, pull=pull)
         for client, loss in zip(clients, losses, strict=True):
             client.metrics["train_loss"] = loss
     else:
@@ -81,6 +82,7 @@ def _fit(
     phase: Phase,
     rows: Tensor | None = None,
     weight: Tensor | None = None,
+    pull: float = 0.0,
 ) -> list[float]:
     """As `training.fit` for each client; `grid.block` clients together where that is above one."""
     losses = [math.nan] * len(clients)
@@ -89,7 +91,15 @@ def _fit(
         if len(ids) == 1:
             (i,) = ids
             losses[i] = training.fit(
-                models[i], xs[i], targets[i], loss, phase, draws[0], rows=rows, weight=weight
+                models[i],
+                xs[i],
+                targets[i],
+                loss,
+                phase,
+                draws[0],
+                rows=rows,
+                weight=weight,
+                pull=pull,
             )
         else:
             found = cohort.Cohort([models[i] for i in ids]).fit(
@@ -100,6 +110,7 @@ def _fit(
                 draws,
                 rows=rows,
                 weight=weight,
+                pull=pull,
             )
             for i, value in zip(ids, found, strict=True):
                 losses[i] = value

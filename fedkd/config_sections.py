@@ -15,17 +15,18 @@ from fedkd.exchange.combine import Combine
 from fedkd.exchange.distill import Distill
 from fedkd.exchange.gate import Gate
 from fedkd.exchange.methods import METHODS, Exchange
+from fedkd.exchange.regulariser import Regulariser
 from fedkd.exchange.release import Release
 from fedkd.exchange.score import Score
 from fedkd.models.zoo import MODELS
 from fedkd.rng import stream
 from fedkd.section import Section
 
-STAGES = ("score", "gate", "release", "combine", "distill")
+STAGES = ("score", "gate", "release", "combine", "distill", "regulariser")
 
 
 class MethodConfig(Section):
-    """A row of the table of methods, with any of its five stages replaced or adjusted."""
+    """A row of the table of methods, with any of its stages replaced or adjusted."""
 
     name: str = "edgefd"
     score: Score
@@ -33,6 +34,7 @@ class MethodConfig(Section):
     release: Release
     combine: Combine
     distill: Distill
+    regulariser: Regulariser
 
     @model_validator(mode="before")
     @classmethod

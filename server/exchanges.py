@@ -230,7 +230,7 @@ class Weights(Single):
         names = set(job.scenario.model.names)
         if len(names) > 1:
             raise FedkdError(
-                "fedavg needs one model for all clients",
+                f"{job.scenario.method.name} needs one model for all clients",
                 value=sorted(names),
                 fix='name one model in model.names, or drop "fedavg" from references',
             )

@@ -23,6 +23,7 @@ from fedkd.exchange.distill import KL, Distill
 from fedkd.exchange.gate import Gate, Open, Quantile, Share
 from fedkd.exchange.objectives.divergences import CrossEntropy
 from fedkd.exchange.objectives.values import L1
+from fedkd.exchange.regulariser import NoRegulariser, Proximal, Regulariser
 from fedkd.exchange.release import Logits, Probabilities, Release
 from fedkd.exchange.score import KMeans, NoScore, Score
 from fedkd.exchange.scores.kernels import KuLSIF
@@ -42,6 +43,7 @@ class Method:
     release: Release = field(default_factory=Probabilities)
     combine: Combine = field(default_factory=Mean)
     distill: Distill = field(default_factory=KL)
+    regulariser: Regulariser = field(default_factory=NoRegulariser)
 
 
 METHODS: dict[str, Method] = {
@@ -95,5 +97,11 @@ METHODS: dict[str, Method] = {
         line="model weights are averaged, no distillation (FedAvg, equal to Flower's)",
         source="McMahan et al., AISTATS 2017; reference",
         exchange="weights",
+    ),
+    "fedprox": Method(
+        line="FedAvg whose clients are held near the average while they learn (FedProx)",
+        source="Li et al., MLSys 2020, arXiv 1812.06127; mu is ours; reference",
+        exchange="weights",
+        regulariser=Proximal(),
     ),
 }
