@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedkd import protection
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, did_you_mean
+from fedkd.models.zoo import MODELS
 
 if TYPE_CHECKING:
     from fedkd.config import Scenario
@@ -15,6 +16,7 @@ def check_method(scenario: Scenario) -> None:
     """Raises: FedkdError for the first stage of `method` that the rest cannot go with."""
     _check_answers(scenario)
     _check_regulariser(scenario)
+    _check_student(scenario)
 
 
 def _check_answers(scenario: Scenario) -> None:
@@ -52,4 +54,29 @@ def _check_regulariser(scenario: Scenario) -> None:
             value=f"method.regulariser.name = {row.name!r} and "
             f"privacy.training.name = {training.name!r}",
             fix='method.regulariser.name = "none", or privacy.training.name = "plain"',
+        )
+
+
+def _check_student(scenario: Scenario) -> None:
+    row = scenario.method.student
+    if row.name == "none":
+        return
+    if scenario.method.exchange != "soft-labels":
+        raise FedkdError(
+            "the server's model learns a consensus of soft labels, and this method has none",
+            value=f"method.name = {scenario.method.name!r}",
+            fix='method.student.name = "none"',
+        )
+    if row.model and row.model not in MODELS:
+        raise FedkdError(
+            "unknown model in method.student.model",
+            value=row.model,
+            allowed=", ".join(MODELS),
+            fix=did_you_mean(row.model, MODELS),
+        )
+    if isinstance(scenario.privacy.release, protection.Swing):
+        raise FedkdError(
+            "swing's students learn by temperatures of the clients', which the server's does not",
+            value=f"method.student.name = {row.name!r}",
+            fix='method.student.name = "none", or another privacy.release.name',
         )

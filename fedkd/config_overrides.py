@@ -17,6 +17,7 @@ from fedkd.exchange.gate import GATES
 from fedkd.exchange.regulariser import REGULARISERS
 from fedkd.exchange.release import RELEASES
 from fedkd.exchange.score import SCORES
+from fedkd.exchange.student import STUDENTS
 from fedkd.protection import FILTERS, PROTECTED_RELEASES, SERVERS, TRAININGS
 
 ROWS = {
@@ -26,6 +27,7 @@ ROWS = {
     "method.combine": COMBINES,
     "method.distill": DISTILLS,
     "method.regulariser": REGULARISERS,
+    "method.student": STUDENTS,
     "data": SOURCES,
     "hostile.attack": ATTACKS,
     "partition": PARTITIONS,

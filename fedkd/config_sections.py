@@ -18,11 +18,12 @@ from fedkd.exchange.methods import METHODS, Exchange
 from fedkd.exchange.regulariser import Regulariser
 from fedkd.exchange.release import Release
 from fedkd.exchange.score import Score
+from fedkd.exchange.student import Student
 from fedkd.models.zoo import MODELS
 from fedkd.rng import stream
 from fedkd.section import Section
 
-STAGES = ("score", "gate", "release", "combine", "distill", "regulariser")
+STAGES = ("score", "gate", "release", "combine", "distill", "regulariser", "student")
 
 
 class MethodConfig(Section):
@@ -35,6 +36,7 @@ class MethodConfig(Section):
     combine: Combine
     distill: Distill
     regulariser: Regulariser
+    student: Student
 
     @model_validator(mode="before")
     @classmethod
@@ -102,6 +104,8 @@ class Training(Section):
     """From private data."""
     distill: Phase = Phase()
     """From the consensus."""
+    student: Phase = Phase(epochs=10.0)
+    """From the consensus, of a server's model (`method.student`), which has no other lessons."""
     participation: float = Field(1.0, gt=0, le=1)
     """The fraction of clients that take part in a round; at least one."""
     evaluate_every: int = Field(1, ge=1)

@@ -144,6 +144,7 @@ def test_a_line_is_the_mean_over_seeds_of_the_last_rounds() -> None:
         "best_accuracy": 0.75,
         "bytes": 2200,
         "seconds": 3.0,
+        "server_accuracy": None,
         "perplexity": None,
         "abstained": 0.0,
         "privacy": [],
