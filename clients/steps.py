@@ -26,6 +26,7 @@ from fedkd.errors import FedkdError
 from fedkd.exchange.consensus import Consensus
 from fedkd.exchange.gate import accept, needs_scores
 from fedkd.exchange.score import fit_together
+from fedkd.lesson import lesson, target_of
 from fedkd.models.zoo import Classifier
 from fedkd.rng import stream, torch_stream
 from privacy import swing
@@ -59,7 +60,8 @@ def learn_private(clients: Sequence[Client], models: Sequence[Classifier]) -> No
     scenario = clients[0].scenario
     phase = scenario.training.local
     if isinstance(scenario.privacy.training, protection.PlainTraining):
-        losses = _fit("train", clients, models, xs, ys, training.cross_entropy, phase)
+        pull = scenario.method.regulariser.mu
+        losses = _fit("train", clients, models, xs, ys, training.cross_entropy, phase, pull=pull)
         for client, loss in zip(clients, losses, strict=True):
             client.metrics["train_loss"] = loss
     else:
@@ -81,6 +83,7 @@ def _fit(
     phase: Phase,
     rows: Tensor | None = None,
     weight: Tensor | None = None,
+    pull: float = 0.0,
 ) -> list[float]:
     """As `training.fit` for each client; `grid.block` clients together where that is above one."""
     losses = [math.nan] * len(clients)
@@ -89,7 +92,15 @@ def _fit(
         if len(ids) == 1:
             (i,) = ids
             losses[i] = training.fit(
-                models[i], xs[i], targets[i], loss, phase, draws[0], rows=rows, weight=weight
+                models[i],
+                xs[i],
+                targets[i],
+                loss,
+                phase,
+                draws[0],
+                rows=rows,
+                weight=weight,
+                pull=pull,
             )
         else:
             found = cohort.Cohort([models[i] for i in ids]).fit(
@@ -100,6 +111,7 @@ def _fit(
                 draws,
                 rows=rows,
                 weight=weight,
+                pull=pull,
             )
             for i, value in zip(ids, found, strict=True):
                 losses[i] = value
@@ -238,12 +250,10 @@ def learn_consensus(
     first = clients[0]
     method = first.scenario.method
     ids, loss = torch.from_numpy(consensus.ids).long(), method.distill.loss
-    target = torch.from_numpy(consensus.values)
-    if not method.distill.raw:
-        target = method.release.target(target)
+    target = target_of(method, consensus)
     if isinstance(first.scenario.privacy.release, protection.Swing):
         target, loss = guard.lesson(first, proxy, ids, target), swing.loss
-    rows, targets, weight = _lesson(ids, target, proxy.positions)
+    rows, targets, weight = lesson(ids, target, proxy.positions)
     targets = targets.to(first.device)
     losses = _fit(
         "distill",
@@ -258,24 +268,6 @@ def learn_consensus(
     )
     for client, value in zip(clients, losses, strict=True):
         client.metrics["distill_loss"] = value
-
-
-def _lesson(ids: Tensor, target: Tensor, positions: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The records [r] that a consensus is about, their targets and their positions' weights.
-
-    Shapes: ids int64 [m], target [m, classes]. Of texts, targets are [r, L, classes] and weights
-    [r, L] are 0 at positions without a consensus; of images, [m, classes] and None.
-    """
-    if positions == 1:
-        return ids, target, None
-    rows, place = torch.unique(ids // positions, return_inverse=True)
-    at = (place, ids % positions)
-    # Not zeros: a temperature of 0 (Swing's targets hold one) times a weight of 0 would be NaN.
-    targets = target.new_ones(len(rows), positions, target.shape[1])
-    targets[at] = target
-    weight = target.new_zeros(len(rows), positions)
-    weight[at] = 1
-    return rows, targets, weight
 
 
 def measure(clients: Sequence[Client], models: Sequence[Classifier]) -> None:

@@ -31,6 +31,7 @@ from fedkd.training import (
     inputs,
     optimizer,
     record_losses,
+    tether,
 )
 
 
@@ -66,6 +67,7 @@ class Cohort:
         *,
         rows: Tensor | None = None,
         weight: Tensor | None = None,
+        pull: float = 0.0,
     ) -> list[float]:
         """As `training.fit` for each client i on x[i] [N_i, c, h, w] and targets[i] [n_i > 0, …].
 
@@ -84,6 +86,8 @@ class Cohort:
         wanted, first_target = _joined(targets)
         totals = torch.zeros(len(x), dtype=torch.float64, device=records.device)
         done: dict[int, dict[str, Tensor]] = {}
+        weights = self._weights.values()
+        origin = [w.detach().clone() for w in weights] if pull else []
         n_steps = [len(plan) for plan in plans]
         for step, (ids, real) in enumerate(_padded(plans, records.device)):
             of_record = (ids if rows is None else rows[ids]) + first_record
@@ -93,8 +97,11 @@ class Cohort:
             each = record_losses(loss, logits, asked, weighed).view_as(real) * real
             totals += each.detach().sum(dim=1)
             per_client = each.sum(dim=1) / real.sum(dim=1).clamp_min(1)
+            whole = per_client.sum()
+            if pull:  # of all clients at once: each one's weights are its own
+                whole = whole + tether(weights, origin, pull)
             step_with.zero_grad()
-            per_client.sum().backward()  # type: ignore[no-untyped-call]
+            whole.backward()  # type: ignore[no-untyped-call]
             step_with.step()
             for client in (i for i, n in enumerate(n_steps) if n == step + 1 < max(n_steps)):
                 done[client] = {k: w[client].detach().clone() for k, w in self._weights.items()}

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fedkd.codecs import coding_of
 from fedkd.config_errors import explain
+from fedkd.config_method import check_method
 from fedkd.config_overrides import apply
 from fedkd.config_privacy import check_axes, check_privacy
 from fedkd.config_sections import (
@@ -101,29 +102,7 @@ class Scenario(Section):
                 fix="limits.rows = 1",
             )
         self.privacy.check_server(self.method.exchange, self.method.release.name)
-        release, distill = self.method.release, self.method.distill
-        if release.temperature != distill.temperature:
-            raise FedkdError(
-                "answers and students must use one temperature, else the student is matched "
-                "against a distribution that nobody gave",
-                value=(release.temperature, distill.temperature),
-                fix="set method.release.temperature and method.distill.temperature to the same",
-            )
-        if self.method.combine.simplex and not release.simplex:
-            raise FedkdError(
-                "this method.combine.name combines distributions, and the answers are raw logits",
-                value=self.method.combine.name,
-                allowed="mean, geometric-median",
-                fix='set that, or method.release.name = "probabilities"',
-            )
-        if distill.raw and release.simplex:
-            raise FedkdError(
-                "this objective learns from raw logits, and the answers are distributions",
-                value=f"method.distill.name = {distill.name!r} and "
-                f"method.release.name = {release.name!r}",
-                allowed='method.release.name = "logits"',
-                fix="set that, or choose another method.distill.name (or its space, if it has one)",
-            )
+        check_method(self)
         check_privacy(self)
         self._check_own()
         return self

@@ -14,8 +14,10 @@ from fedkd.exchange.attacks import ATTACKS
 from fedkd.exchange.combine import COMBINES
 from fedkd.exchange.distill import DISTILLS
 from fedkd.exchange.gate import GATES
+from fedkd.exchange.regulariser import REGULARISERS
 from fedkd.exchange.release import RELEASES
 from fedkd.exchange.score import SCORES
+from fedkd.exchange.student import STUDENTS
 from fedkd.protection import FILTERS, PROTECTED_RELEASES, SERVERS, TRAININGS
 
 ROWS = {
@@ -24,6 +26,8 @@ ROWS = {
     "method.release": RELEASES,
     "method.combine": COMBINES,
     "method.distill": DISTILLS,
+    "method.regulariser": REGULARISERS,
+    "method.student": STUDENTS,
     "data": SOURCES,
     "hostile.attack": ATTACKS,
     "partition": PARTITIONS,

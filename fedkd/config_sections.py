@@ -15,17 +15,19 @@ from fedkd.exchange.combine import Combine
 from fedkd.exchange.distill import Distill
 from fedkd.exchange.gate import Gate
 from fedkd.exchange.methods import METHODS, Exchange
+from fedkd.exchange.regulariser import Regulariser
 from fedkd.exchange.release import Release
 from fedkd.exchange.score import Score
+from fedkd.exchange.student import Student
 from fedkd.models.zoo import MODELS
 from fedkd.rng import stream
 from fedkd.section import Section
 
-STAGES = ("score", "gate", "release", "combine", "distill")
+STAGES = ("score", "gate", "release", "combine", "distill", "regulariser", "student")
 
 
 class MethodConfig(Section):
-    """A row of the table of methods, with any of its five stages replaced or adjusted."""
+    """A row of the table of methods, with any of its stages replaced or adjusted."""
 
     name: str = "edgefd"
     score: Score
@@ -33,6 +35,8 @@ class MethodConfig(Section):
     release: Release
     combine: Combine
     distill: Distill
+    regulariser: Regulariser
+    student: Student
 
     @model_validator(mode="before")
     @classmethod
@@ -100,6 +104,8 @@ class Training(Section):
     """From private data."""
     distill: Phase = Phase()
     """From the consensus."""
+    student: Phase = Phase(epochs=10.0)
+    """From the consensus, of a server's model (`method.student`), which has no other lessons."""
     participation: float = Field(1.0, gt=0, le=1)
     """The fraction of clients that take part in a round; at least one."""
     evaluate_every: int = Field(1, ge=1)

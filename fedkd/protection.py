@@ -315,7 +315,7 @@ class Privacy(Section):
             )
         secure = isinstance(self.server, SecureAggregation)
         # A table under a mask is sent whole, so a coding would lose something and save nothing.
-        allowed = ("probabilities",) if secure else ("probabilities", "top-k", "sampled")
+        allowed = ("probabilities",) if secure else ("probabilities", "top-k", "sampled", "arg-max")
         if release not in allowed:
             raise FedkdError(
                 f"privacy.server.name = {self.server.name!r} does not go with this release",

@@ -9,7 +9,7 @@ record is its only position.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -75,14 +75,17 @@ def fit(
     *,
     rows: Tensor | None = None,
     weight: Tensor | None = None,
+    pull: float = 0.0,
 ) -> float:
     """Train `model` in place on records and their targets [n, …].
 
     Target i belongs to record x[i], or to x[rows[i]] where `rows` int64 [n] is given, so that a
     part of x can be learnt without a copy of it. Each batch's loss is the mean of `record_losses`
     under `weight` [n] or [n, L]. At least one batch is learnt, however small a share of a pass the
-    phase is.
-    Returns: the mean loss over all records seen, or NaN when there is nothing to learn.
+    phase is. With `pull` above 0, pull / 2 times the squared distance of all weights from where
+    they began is added to each batch's loss.
+    Returns: the mean loss over all records seen, or NaN when there is nothing to learn; without
+        what `pull` adds.
     """
     n = len(targets)
     if n == 0:
@@ -90,18 +93,26 @@ def fit(
     x = inputs(x)
     model.train()
     step_with = optimizer(list(model.parameters()), phase)
+    origin = [weight.detach().clone() for weight in model.parameters()] if pull else []
     losses, sizes = [], []
     for batch in batches(n, phase, draws):
         ids = torch.from_numpy(batch).to(x.device)
         logits = model(x[ids if rows is None else rows[ids]])
         weighed = None if weight is None else weight[ids]
         value = record_losses(loss, logits, targets[ids], weighed).mean()
+        whole = value + tether(model.parameters(), origin, pull) if pull else value
         step_with.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
+        whole.backward()  # type: ignore[no-untyped-call]
         step_with.step()
         losses.append(value.detach())  # stays on the device: to read it is to wait for it
         sizes.append(len(batch))
     return float(np.average(torch.stack(losses).double().cpu().numpy(), weights=sizes))
+
+
+def tether(weights: Iterable[Tensor], origin: Iterable[Tensor], pull: float) -> Tensor:
+    """pull / 2 times the squared distance of weights from their origin, over all of them."""
+    gaps = [(weight - start).square().sum() for weight, start in zip(weights, origin, strict=True)]
+    return pull / 2 * torch.stack(gaps).sum()
 
 
 def optimizer(weights: list[Tensor], phase: Phase) -> torch.optim.Optimizer:

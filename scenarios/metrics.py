@@ -22,6 +22,7 @@ MEASURED = {
     "accuracy_worst": "The lowest of a client there.",
     "own_accuracy": "The same test set by each client's own mix of classes.",
     "consensus_accuracy": "Share of the answered proxy samples whose consensus is right.",
+    "server_accuracy": "Of the server's own model, on the test set, where it has one.",
     "accepted": "Share of the proxy set that a client answers.",
 }
 COUNTED = ("client", "refused", "late", "left", "joined", "repeated")

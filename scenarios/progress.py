@@ -79,6 +79,8 @@ class Progress:
             parts.append(f"accepted {percent(event['accepted'])}")
         if "consensus_accuracy" in event:
             parts.append(f"consensus {percent(event['consensus_accuracy'])}")
+        if "server_accuracy" in event:
+            parts.append(f"server {percent(event['server_accuracy'])}")
         if event.get("n_abstained"):
             parts.append(f"abstained {event['n_abstained']}")
         parts.append(f"up {size(event['bytes_up'])} down {size(event['bytes_down'])}")
@@ -105,6 +107,7 @@ def table_of(result: Result) -> Table:
     title = f"{result.scenario.name}: last round, mean over clients"
     lines = result.table()
     columns = guaranteed(lines)
+    has_server = any(line["server_accuracy"] is not None for line in lines)
     has_perplexity = any(line["perplexity"] is not None for line in lines)
     table = Table(
         title=title,
@@ -116,6 +119,7 @@ def table_of(result: Result) -> Table:
     )
     table.add_column("row", no_wrap=True)
     headings = ["accuracy", "worst", "own", "accepted", "consensus"]
+    headings += ["server"] * has_server
     headings += ["perplexity"] * has_perplexity + [column.heading for column in columns]
     for heading in (*headings, "bytes", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -130,6 +134,7 @@ def table_of(result: Result) -> Table:
             percent(line["own_accuracy"]),
             percent(line["accepted"]),
             percent(line["consensus_accuracy"]),
+            *([percent(line["server_accuracy"])] if has_server else []),
             *([plain(line["perplexity"])] if has_perplexity else []),
             *(column.of(line) for column in columns),
             size(line["bytes"]),

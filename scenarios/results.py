@@ -105,10 +105,10 @@ class Result:
 
         Keys: row, seeds, accuracy (last round), accuracy_sd (over seeds; None for one seed),
         accuracy_worst, accuracy_worst_tenth, clients_sd (over clients), own_accuracy, best_accuracy
-        (round chosen on validation), accepted, precision, recall, consensus_accuracy, perplexity,
-        brier, ece, ece_low, ece_high (None where there is none), class_recall (a list, or None),
-        abstained (clients, over rounds), bytes, seconds, privacy: for each unit and relation, who
-        spent most, over seeds, as `spending.figures` has it; none where nothing was recorded.
+        (round chosen on validation), accepted, precision, recall, consensus_accuracy,
+        server_accuracy, perplexity, brier, ece, ece_low, ece_high (None where there is none),
+        class_recall (a list, or None), abstained (clients, over rounds), bytes, seconds, privacy:
+        for each unit and relation, who spent most, over seeds, as `spending.figures` has it; none where nothing was recorded.
         """
         return [_line(row, cells, self.spent[row]) for row, cells in self.rows().items()]
 
@@ -155,6 +155,7 @@ def _line(row: str, cells: list[Cell], spent: list[Spent]) -> dict[str, Any]:
                 "precision",
                 "recall",
                 "consensus_accuracy",
+                "server_accuracy",
                 "perplexity",
                 "brier",
                 "ece",

@@ -30,6 +30,7 @@ from server.hearing import Hearing, Single, Sizes
 from server.job import Job, Roster
 from server.recorder import Recorder
 from server.secure import SecureSum
+from server.student import student_of
 from server.telling import told
 
 Arrays = dict[str, NDArray[Any]]
@@ -133,6 +134,7 @@ class SoftLabels:
         self._after: tuple[int, dict[int, float]] = (0, {})
         """What the rule thinks of clients after a round, and which."""
         self._rule = job.scenario.method.combine
+        self._student = student_of(job, roster)
         self._consensus = self._hearing.consensus()
 
     def ask(self, round_: int, talk: Talk) -> payload.Bytes | None:
@@ -176,12 +178,15 @@ class SoftLabels:
         else:
             self._consensus = protect.consensus_of(privacy, self._hearing.consensus())
             silence = "no client accepted any proxy sample: no consensus"
+        taught: dict[str, Any] = {}
+        if self._student is not None:
+            self._consensus, taught = self._student.learn(round_, self._consensus)
         data, self._consensus = told(
             self._scenario, self._seed, round_, self._consensus, self._sizes
         )
         self._recorder.add("answers", SERVER, *self._consensus)
         said = measures.of_consensus(self._consensus, self._sizes.n_samples, self._truth)
-        said |= self._hearing.trust()
+        said |= taught | self._hearing.trust()
         self._after = round_, self._hearing.belief
         return data, said if data is not None else {**said, "note": silence}
 
@@ -207,20 +212,22 @@ class SoftLabels:
         return consensus, "the votes on no proxy sample were clear: no consensus"
 
     def arrays(self) -> Arrays:
-        """The consensus, for whoever reads the run folder, and what the rule thinks of clients."""
+        """What was told, for whoever reads the run folder; the rule's memory; the student."""
         kept: Arrays = {"ids": self._consensus.ids, "values": self._consensus.values}
         _, belief = self._after
         if belief:
             kept["believed"] = np.array(sorted(belief), np.int64)
             kept["belief"] = np.array([belief[client] for client in sorted(belief)])
-        return kept
+        return kept if self._student is None else kept | self._student.arrays()
 
     def restore(self, arrays: Arrays) -> None:
-        """Take both back."""
+        """Take all back."""
         self._consensus = Consensus(arrays["ids"], arrays["values"])
         if "belief" in arrays:
             pairs = zip(arrays["believed"].tolist(), arrays["belief"].tolist(), strict=True)
             self._after = 0, dict(pairs)
+        if self._student is not None:
+            self._student.restore(arrays)
 
 
 class Weights(Single):
@@ -230,7 +237,7 @@ class Weights(Single):
         names = set(job.scenario.model.names)
         if len(names) > 1:
             raise FedkdError(
-                "fedavg needs one model for all clients",
+                f"{job.scenario.method.name} needs one model for all clients",
                 value=sorted(names),
                 fix='name one model in model.names, or drop "fedavg" from references',
             )

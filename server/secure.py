@@ -33,6 +33,7 @@ from server.calls import Talk
 from server.hearing import Single, Sizes
 from server.job import Job, Roster
 from server.recorder import Recorder
+from server.student import student_of
 from server.telling import told
 
 CLEAR = 2.0
@@ -64,6 +65,7 @@ class SecureSum(Single):
         self._total: Blinded = np.zeros(self._shape, np.uint64)
         self._present: set[int] = set()
         self._open = False
+        self._student = student_of(job, roster)
         self._consensus = Consensus(
             np.empty(0, np.int32), np.empty((0, roster.n_classes), np.float32)
         )
@@ -102,6 +104,9 @@ class SecureSum(Single):
         """The consensus; nothing, with a note, if the sum is lost or nobody answered."""
         sums, note = self._sums(round_, talk)
         self._consensus = self._mean(sums)
+        taught: dict[str, Any] = {}
+        if self._student is not None:
+            self._consensus, taught = self._student.learn(round_, self._consensus)
         if len(sums):
             self._recorder.add("sum", SERVER, np.arange(len(sums), dtype=np.int32), sums)
             self._recorder.summed(self._present)
@@ -109,7 +114,7 @@ class SecureSum(Single):
         data, self._consensus = told(self._scenario, self._seed, round_, self._consensus, sizes)
         self._recorder.add("answers", SERVER, *self._consensus)
         said = measures.of_consensus(self._consensus, self._shape[0], self._truth)
-        said["n_summed"] = len(self._present)
+        said |= {**taught, "n_summed": len(self._present)}
         if data is None:
             note = note or "no client accepted any proxy sample"
             return None, {**said, "note": f"{note}: no consensus"}
@@ -153,9 +158,12 @@ class SecureSum(Single):
         return protect.consensus_of(self._scenario.privacy, Consensus(ids, mean.astype(np.float32)))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The consensus, for whoever reads the run folder; the next round does not need it."""
-        return {"ids": self._consensus.ids, "values": self._consensus.values}
+        """What was told, for whoever reads the run folder, and the student."""
+        kept = {"ids": self._consensus.ids, "values": self._consensus.values}
+        return kept if self._student is None else kept | self._student.arrays()
 
     def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Take the consensus back."""
+        """Take both back."""
         self._consensus = Consensus(arrays["ids"], arrays["values"])
+        if self._student is not None:
+            self._student.restore(arrays)

@@ -146,6 +146,7 @@ def test_a_line_is_the_mean_over_seeds_of_the_last_rounds() -> None:
         "best_accuracy": 0.75,
         "bytes": 2200,
         "seconds": 3.0,
+        "server_accuracy": None,
         "perplexity": None,
         "accuracy_worst_tenth": None,
         "clients_sd": 0.125,

@@ -23,9 +23,11 @@ from fedkd.exchange.distill import KL, Distill
 from fedkd.exchange.gate import Gate, Open, Quantile, Share
 from fedkd.exchange.objectives.divergences import CrossEntropy
 from fedkd.exchange.objectives.values import L1
-from fedkd.exchange.release import Logits, Probabilities, Release
+from fedkd.exchange.regulariser import NoRegulariser, Proximal, Regulariser
+from fedkd.exchange.release import ArgMax, Logits, Probabilities, Release
 from fedkd.exchange.score import KMeans, NoScore, Score
 from fedkd.exchange.scores.kernels import KuLSIF
+from fedkd.exchange.student import NoStudent, ServerStudent, Student
 
 Exchange = Literal["none", "soft-labels", "proxy-labels", "weights"]
 
@@ -42,6 +44,8 @@ class Method:
     release: Release = field(default_factory=Probabilities)
     combine: Combine = field(default_factory=Mean)
     distill: Distill = field(default_factory=KL)
+    regulariser: Regulariser = field(default_factory=NoRegulariser)
+    student: Student = field(default_factory=NoStudent)
 
 
 METHODS: dict[str, Method] = {
@@ -81,6 +85,17 @@ METHODS: dict[str, Method] = {
         line="every client answers every proxy sample; mean of the soft labels",
         source="FedMD (arXiv 1910.03581) on probabilities; DS-FL's SA variant (2008.06180)",
     ),
+    "cfd": Method(
+        line="clients send their likeliest class; the server's model answers with soft labels",
+        source="Sattler et al., arXiv 2012.00632; as re-implemented for SCARLET",
+        release=ArgMax(),
+        student=ServerStudent(),
+    ),
+    "mhat": Method(
+        line="a model of the server's learns the mean of the soft labels, and teaches all",
+        source="Hu et al., Information Sciences 2021; text not read",
+        student=ServerStudent(),
+    ),
     "local-only": Method(
         line="every client learns from its own data alone",
         source="reference",
@@ -95,5 +110,11 @@ METHODS: dict[str, Method] = {
         line="model weights are averaged, no distillation (FedAvg, equal to Flower's)",
         source="McMahan et al., AISTATS 2017; reference",
         exchange="weights",
+    ),
+    "fedprox": Method(
+        line="FedAvg whose clients are held near the average while they learn (FedProx)",
+        source="Li et al., MLSys 2020, arXiv 1812.06127; mu is ours; reference",
+        exchange="weights",
+        regulariser=Proximal(),
     ),
 }

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedkd.codecs import ArgMax as OneHot
 from fedkd.section import Section, table
 from fedkd.sparse import Coding, Draws, Largest
 
@@ -70,6 +71,17 @@ class Sampled(SoftLabels):
         return Draws(self.draws)
 
 
+class ArgMax(SoftLabels):
+    """The likeliest class of a sample alone: one number."""
+
+    name: Literal["arg-max"] = "arg-max"
+
+    @property
+    def coding(self) -> Coding:
+        """The class."""
+        return OneHot()
+
+
 class Logits(Section):
     """The raw logits; the temperature is applied to their consensus."""
 
@@ -87,5 +99,5 @@ class Logits(Section):
         return torch.softmax(consensus / self.temperature, dim=1)
 
 
-Release = Annotated[Probabilities | TopK | Sampled | Logits, Field(discriminator="name")]
-RELEASES = table(Probabilities, TopK, Sampled, Logits)
+Release = Annotated[Probabilities | TopK | Sampled | ArgMax | Logits, Field(discriminator="name")]
+RELEASES = table(Probabilities, TopK, Sampled, ArgMax, Logits)

@@ -45,7 +45,8 @@ def _least_found(line: dict[str, Any]) -> str:
 
 def columns_of(table: list[dict[str, Any]]) -> list[Column]:
     """`COLUMNS`, and before bytes and time what only some results have."""
-    more = [PERPLEXITY] if any(line["perplexity"] is not None for line in table) else []
+    some = {"server_accuracy": SERVER, "perplexity": PERPLEXITY}
+    more = [c for key, c in some.items() if any(line[key] is not None for line in table)]
     more += [Column(c.heading, c.of, c.meaning + ".") for c in guaranteed(table)]
     return [*COLUMNS[:-2], *more, *COLUMNS[-2:]]
 
@@ -58,6 +59,11 @@ ACCURACY = Column(
 )
 TIME = Column(
     "time", lambda line: duration(line["seconds"]), "Of all rounds together, by the clock."
+)
+SERVER = Column(
+    "server",
+    _share("server_accuracy"),
+    "Accuracy of the server's own model on the test set, in the last round.",
 )
 PERPLEXITY = Column(
     "perplexity",
