@@ -108,7 +108,8 @@ class Result:
         (round chosen on validation), accepted, precision, recall, consensus_accuracy,
         server_accuracy, perplexity, brier, ece, ece_low, ece_high (None where there is none),
         class_recall (a list, or None), abstained (clients, over rounds), bytes, seconds, privacy:
-        for each unit and relation, who spent most, over seeds, as `spending.figures` has it; none where nothing was recorded.
+        for each unit and relation, who spent most, over seeds, as `spending.figures` has it; none
+        where nothing was recorded.
         """
         return [_line(row, cells, self.spent[row]) for row, cells in self.rows().items()]
 
