@@ -21,9 +21,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -36,6 +38,7 @@ from clients.store import ClientStore, FolderStore
 from fedkd import device, payload, payload_secure, protection
 from fedkd.config import from_json
 from fedkd.errors import FedkdError
+from fedkd.exchange.select import All
 from fedkd.models.zoo import Classifier
 from fedkd.transcript import SIGNED, model_digest
 from fedkd.wire import STYPE
@@ -202,6 +205,7 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
     if not turns:
         return {}
     proxy = _proxy_of(turns[0])
+    asked_for = _question(turns[0], proxy)
     masks = _masks(turns, proxy)
     turns = [turn for turn in turns if turn.client.id in masks]
     if not turns:
@@ -214,11 +218,12 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
         return values
 
     most = guard.most_told(turns[0].client, proxy)
+    asked_of = {turn.client.id: _asked(turn, asked_for) for turn in turns}
     answers = steps.answer(
         [turn.client for turn in turns],
         [turn.model for turn in turns],
         proxy,
-        [_asked(turn) for turn in turns],
+        [asked_of[turn.client.id] for turn in turns],
         release,
     )
     sent: dict[int, Sealed | None] = {}
@@ -236,20 +241,44 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
         if receipt is None:
             continue
         if cohort is None:
-            answer = _packed(
-                client, payload.Answer(client.id, client.round, ids, values), proxy.n_samples
-            )
+            weights = _weights_of(asked_of[client.id], proxy)
+            answer = payload.Answer(client.id, client.round, ids, values, weights)
+            packed = _packed(client, answer, proxy.n_samples)
         else:
-            answer = secure.blind(client, cohort, secagg.table(ids, values, proxy.n_samples))
-        sent[client.id] = _seal(client, answer, receipt, *masks[client.id])
+            packed = secure.blind(client, cohort, secagg.table(ids, values, proxy.n_samples))
+        sent[client.id] = _seal(client, packed, receipt, *masks[client.id])
     return sent
 
 
-def _asked(turn: Turn) -> Tensor:
-    """The mask of the proxy records that a client answers: its filter's, unless it lies in that."""
+def _question(turn: Turn, proxy: ProxySet) -> Tensor | None:
+    """The records [k] that the round is about; None for all."""
+    if isinstance(turn.client.scenario.method.select, All):
+        return None
+    data = _payload(turn.message)
+    ids = payload.decode_selection(data, round_=turn.client.round, n_records=len(proxy.x))
+    return torch.from_numpy(ids).long()
+
+
+def _asked(turn: Turn, question: Tensor | None) -> Tensor:
+    """The mask of the proxy records that a client answers, or their weights, 0 for the others.
+
+    It is its filter's, unless the client lies in that, within what the round is about.
+    """
     mask = turn.state["mask"]
-    lies = turn.client.hostile and turn.client.scenario.hostile.everything
-    return torch.ones_like(mask) if lies else mask
+    if turn.client.hostile and turn.client.scenario.hostile.everything:
+        mask = torch.ones_like(mask)
+    if question is None:
+        return mask
+    some = torch.zeros_like(mask)
+    some[question] = mask[question]
+    return some
+
+
+def _weights_of(asked: Tensor, proxy: ProxySet) -> NDArray[np.float32] | None:
+    """Of each sample that a client answers; None where its gate gives none."""
+    if not asked.is_floating_point():
+        return None
+    return asked[asked > 0].repeat_interleave(proxy.positions).numpy()
 
 
 def _summed(turns: Sequence[Turn]) -> tuple[Cohort | None, Sequence[Turn]]:
@@ -279,7 +308,8 @@ def _masks(turns: Sequence[Turn], proxy: ProxySet) -> dict[int, tuple[Receipt, .
         if "mask" not in turn.state or again:
             if claim is not None:
                 seen_by = asked.readers_of_mask(scenario.privacy)
-                entry = turn.guard.entry("accept mask", len(proxy.x), seen_by, claim)
+                what = claims.what_mask_is(scenario)
+                entry = turn.guard.entry(what, len(proxy.x), seen_by, claim)
                 receipt = turn.guard.charge(entry)
                 if receipt is None:
                     continue

@@ -24,7 +24,7 @@ from fedkd.config_sections import Phase
 from fedkd.data.federation import Federation
 from fedkd.errors import FedkdError
 from fedkd.exchange.consensus import Consensus
-from fedkd.exchange.gate import accept, needs_scores
+from fedkd.exchange.gate import Soft, accept, needs_scores
 from fedkd.exchange.score import fit_together
 from fedkd.lesson import lesson, target_of
 from fedkd.models.zoo import Classifier
@@ -126,6 +126,8 @@ def filter_pool(
 ) -> list[Tensor]:
     """Each client's mask [n] of the proxy records that it answers; the score is fitted here.
 
+    Of a gate that weighs, the weights: float32, and not bool.
+
     Raises: FedkdError for distances between the raw tokens of texts, whose numbers mean nothing.
     """
     method = clients[0].scenario.method
@@ -168,7 +170,11 @@ def filter_pool(
         clients, models, own, states, heldout, strict=True
     ):
         of_pool = method.score.score(state, _look(client, model, proxy.x)).cpu()
-        mask, threshold = accept(method.gate, method.score.score(state, apart).cpu(), of_pool, mine)
+        of_own = method.score.score(state, apart).cpu()
+        if isinstance(method.gate, Soft):
+            masks.append(method.gate.weights(of_own, of_pool, mine))
+            continue
+        mask, threshold = accept(method.gate, of_own, of_pool, mine)
         if np.isfinite(threshold):
             client.metrics["threshold"] = threshold
         masks.append(mask)

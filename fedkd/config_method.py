@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedkd import protection
+from fedkd.data.text import Reading
 from fedkd.errors import FedkdError, did_you_mean
+from fedkd.exchange.combine import Summed
+from fedkd.exchange.gate import Soft
 from fedkd.models.zoo import MODELS
 
 if TYPE_CHECKING:
@@ -17,6 +20,8 @@ def check_method(scenario: Scenario) -> None:
     _check_answers(scenario)
     _check_regulariser(scenario)
     _check_student(scenario)
+    _check_weights(scenario)
+    _check_select(scenario)
 
 
 def _check_answers(scenario: Scenario) -> None:
@@ -79,4 +84,64 @@ def _check_student(scenario: Scenario) -> None:
             "swing's students learn by temperatures of the clients', which the server's does not",
             value=f"method.student.name = {row.name!r}",
             fix='method.student.name = "none", or another privacy.release.name',
+        )
+
+
+SQUASHES = {"odds": ("logistic",), "ratio": ("kulsif", "ulsif")}
+"""The scores that a soft gate's way to a probability is for; what is not named is for any."""
+
+
+def _check_weights(scenario: Scenario) -> None:
+    method, privacy = scenario.method, scenario.privacy
+    if method.weighed and not isinstance(method.combine, Summed):
+        raise FedkdError(
+            "this rule takes each answer for one vote, and the gate gives them weights",
+            value=f"method.combine.name = {method.combine.name!r}",
+            allowed="mean, variance, era, power",
+            fix="set that, or a method.gate.name other than soft",
+        )
+    if not isinstance(method.gate, Soft):
+        return
+    fitting = SQUASHES.get(method.gate.by, (method.score.name,))
+    if method.score.name not in fitting:
+        raise FedkdError(
+            f"method.gate.by = {method.gate.by!r} reads the score as what it is not",
+            value=f"method.score.name = {method.score.name!r}",
+            allowed=", ".join(fitting),
+            fix='set that, or method.gate.by = "spread"',
+        )
+    for key, value, fine in (
+        ("privacy.server.name", privacy.server.name, "plain"),
+        ("privacy.filter.name", privacy.filter.name, "plain"),
+        ("audit", scenario.audit, False),
+    ):
+        if value != fine:
+            raise FedkdError(
+                "the weights of a soft gate are sent and counted as they are, and not recorded",
+                value=f"{key} = {value!r}",
+                allowed=str(fine),
+                fix=f"set {key} to that, or a method.gate.name other than soft",
+            )
+
+
+def _check_select(scenario: Scenario) -> None:
+    name = scenario.method.select.name
+    if name == "all":
+        return
+    what = f"method.select.name = {name!r}"
+    if scenario.method.exchange != "soft-labels":
+        raise FedkdError(
+            "a draw of the pool is for answers about it, and this method has none",
+            value=what,
+            fix='method.select.name = "all"',
+        )
+    if isinstance(scenario.privacy.server, protection.SecureAggregation):
+        raise FedkdError(
+            "tables under a mask are of the whole pool",
+            value=what,
+            fix='method.select.name = "all", or privacy.server.name = "plain"',
+        )
+    if name == "coverage" and isinstance(scenario.data, Reading):
+        raise FedkdError(
+            "a text has no class that could be covered", value=what, allowed="random, entropy"
         )

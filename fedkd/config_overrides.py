@@ -17,6 +17,7 @@ from fedkd.exchange.gate import GATES
 from fedkd.exchange.regulariser import REGULARISERS
 from fedkd.exchange.release import RELEASES
 from fedkd.exchange.score import SCORES
+from fedkd.exchange.select import SELECTS
 from fedkd.exchange.student import STUDENTS
 from fedkd.protection import FILTERS, PROTECTED_RELEASES, SERVERS, TRAININGS
 
@@ -26,6 +27,7 @@ ROWS = {
     "method.release": RELEASES,
     "method.combine": COMBINES,
     "method.distill": DISTILLS,
+    "method.select": SELECTS,
     "method.regulariser": REGULARISERS,
     "method.student": STUDENTS,
     "data": SOURCES,

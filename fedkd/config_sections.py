@@ -11,19 +11,20 @@ from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from fedkd.errors import FedkdError, did_you_mean
 from fedkd.exchange.attacks import Attack, NoAttack
-from fedkd.exchange.combine import Combine
+from fedkd.exchange.combine import Combine, Variance
 from fedkd.exchange.distill import Distill
-from fedkd.exchange.gate import Gate
+from fedkd.exchange.gate import Gate, Soft
 from fedkd.exchange.methods import METHODS, Exchange
 from fedkd.exchange.regulariser import Regulariser
 from fedkd.exchange.release import Release
 from fedkd.exchange.score import Score
+from fedkd.exchange.select import Select
 from fedkd.exchange.student import Student
 from fedkd.models.zoo import MODELS
 from fedkd.rng import stream
 from fedkd.section import Section
 
-STAGES = ("score", "gate", "release", "combine", "distill", "regulariser", "student")
+STAGES = ("score", "gate", "release", "combine", "distill", "select", "regulariser", "student")
 
 
 class MethodConfig(Section):
@@ -35,6 +36,7 @@ class MethodConfig(Section):
     release: Release
     combine: Combine
     distill: Distill
+    select: Select
     regulariser: Regulariser
     student: Student
 
@@ -59,6 +61,11 @@ class MethodConfig(Section):
             if isinstance(change, Mapping) and change.get("name", row["name"]) == row["name"]:
                 filled[stage] = {**row, **change}
         return filled
+
+    @property
+    def weighed(self) -> bool:
+        """Whether answers count by weights of their own, sent along or seen in them."""
+        return isinstance(self.gate, Soft) or isinstance(self.combine, Variance)
 
     @property
     def exchange(self) -> Exchange:

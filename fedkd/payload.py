@@ -29,6 +29,10 @@ from fedkd.wire import (
 __all__ = ["SCHEMA", "Bytes"]
 
 
+WEIGHTS = {"weights": "float32"}
+"""Beside the rows of answers that count by weights of their own."""
+
+
 class Packing(NamedTuple):
     """What is done to answers and consensus to make them shorter, without any loss."""
 
@@ -55,6 +59,7 @@ class Answer(NamedTuple):
     round: int
     ids: NDArray[np.int32]  # [m] ascending, unique proxy ids
     values: NDArray[np.float32]  # [m, classes]
+    weights: NDArray[np.float32] | None = None  # [m] above 0, at most 1; None: all count alike
 
     def blocks(self) -> Iterator[Answer]:
         """The answer itself."""
@@ -70,13 +75,15 @@ class CodedAnswer(NamedTuple):
     arrays: dict[str, Array]
     coding: Coding
     n_classes: int
+    weights: NDArray[np.float32] | None = None  # as of `Answer`
 
     def blocks(self) -> Iterator[Answer]:
         """The answers with dense rows, a few at a time: all of a vocabulary's take too much."""
         start = 0
         for values in self.coding.decode(self.arrays, self.n_classes):
-            ids = self.ids[start : start + len(values)]
-            yield Answer(self.client, self.round, ids, values)
+            part = slice(start, start + len(values))
+            weights = None if self.weights is None else self.weights[part]
+            yield Answer(self.client, self.round, self.ids[part], values, weights)
             start += len(values)
 
 
@@ -135,24 +142,54 @@ def decode_pool(data: Bytes) -> Pool:
     return pool
 
 
+def encode_selection(records: NDArray[np.int64], n_records: int, round_: int) -> Bytes:
+    """Which records of the pool a round is about, as a bit for each."""
+    mask = mask_of(records.astype(np.int32), n_records)
+    return pack("selection", {"mask": mask}, round=round_)
+
+
+def decode_selection(data: Bytes, *, round_: int, n_records: int) -> NDArray[np.int32]:
+    """The ids of the records [k], ascending.
+
+    Raises: PayloadError for another round, a mask of another size, or one that asks nothing.
+    """
+    arrays, header = unpack(data, "selection", {"mask": "uint8"})
+    if whole(header, "round") != round_:
+        raise PayloadError("a question of another round", value=header["round"])
+    ids = ids_of(arrays["mask"], n_records)
+    require(len(ids) > 0, "a question about no record")
+    return ids
+
+
 def encode_answer(answer: Answer, packing: Packing | None = None) -> Bytes:
     """One client's answers as bytes."""
-    arrays = {"values": answer.values}
+    arrays = {"values": answer.values, **_weights_of(answer)}
     return _packed("answer", answer.ids, arrays, packing, client=answer.client, round=answer.round)
 
 
 def decode_answer(
-    data: Bytes, *, client: int, round_: int, n_samples: int, n_classes: int, simplex: bool
+    data: Bytes,
+    *,
+    client: int,
+    round_: int,
+    n_samples: int,
+    n_classes: int,
+    simplex: bool,
+    weighed: bool = False,
 ) -> Answer:
     """The answers of `client` in `round_`.
 
-    Args: simplex: whether each row must be a distribution over the classes.
+    Args: simplex: whether each row must be a distribution over the classes; weighed: whether each
+        must have a weight, which no other answer may.
     Raises: PayloadError for another client or round, ids out of range, unsorted or repeated, a
-        wrong shape, values that are not finite or, with `simplex`, not distributions.
+        wrong shape, values that are not finite or, with `simplex`, not distributions, weights that
+        are missing, not above 0, or above 1.
     """
-    ids, arrays, header = _unpacked(data, "answer", {"values": "float32"}, n_samples, n_classes)
+    spec = {"values": "float32", **(WEIGHTS if weighed else {})}
+    ids, arrays, header = _unpacked(data, "answer", spec, n_samples, n_classes)
     answer = Answer(whole(header, "client"), whole(header, "round"), ids, **arrays)
     _from(answer, client, round_)
+    _check_weights(answer)
     check_rows(answer.ids, answer.values, n_samples, n_classes)
     if simplex and len(answer.values):
         ones = np.ones(n_classes, np.float32)  # a product sums short rows 20 times as fast
@@ -170,24 +207,32 @@ def encode_coded_answer(
 
     Raises: FedkdError for a row that is not a distribution.
     """
-    arrays = coding.encode(answer.values, draws)
+    arrays = {**coding.encode(answer.values, draws), **_weights_of(answer)}
     who = {"client": answer.client, "round": answer.round}
     return _packed(coding.kind, answer.ids, arrays, packing, **who)
 
 
 def decode_coded_answer(
-    data: Bytes, *, client: int, round_: int, n_samples: int, n_classes: int, coding: Coding
+    data: Bytes,
+    *,
+    client: int,
+    round_: int,
+    n_samples: int,
+    n_classes: int,
+    coding: Coding,
+    weighed: bool = False,
 ) -> CodedAnswer:
     """The answers of `client` in `round_`, all of them checked before any dense row is made.
 
     Raises: PayloadError as `decode_answer`, and for arrays that break the coding's contract.
     """
-    spec = coding.types(n_classes)
+    spec = {**coding.types(n_classes), **(WEIGHTS if weighed else {})}
     ids, arrays, header = _unpacked(data, coding.kind, spec, n_samples, n_classes)
-    answer = CodedAnswer(
-        whole(header, "client"), whole(header, "round"), ids, arrays, coding, n_classes
-    )
+    weights = arrays.pop("weights", None)
+    who = whole(header, "client"), whole(header, "round")
+    answer = CodedAnswer(*who, ids, arrays, coding, n_classes, weights)
     _from(answer, client, round_)
+    _check_weights(answer)
     check_ids(ids, n_samples)
     coding.check(arrays, len(ids), n_classes)
     return answer
@@ -346,6 +391,20 @@ def _unpacked(
     )
     ids = arrays.pop("ids") if "ids" in arrays else ids_of(arrays.pop("mask"), n_samples)
     return ids, arrays, header
+
+
+def _weights_of(answer: Answer) -> dict[str, Array]:
+    return {} if answer.weights is None else {"weights": answer.weights}
+
+
+def _check_weights(answer: Answer | CodedAnswer) -> None:
+    """Bounded, so that no client can drown the others; a sum of them is never 0."""
+    if answer.weights is None:
+        return
+    require(answer.weights.shape == answer.ids.shape, "there is not one weight a sample")
+    check_finite(answer.weights, "weights")
+    inside = (answer.weights > 0) & (answer.weights <= 1)
+    require(bool(inside.all()), "a weight is not above 0 and at most 1")
 
 
 def _from(answer: Answer | CodedAnswer, client: int, round_: int) -> None:

@@ -12,7 +12,7 @@ from dp_accounting import NonPrivateDpEvent
 from fedkd import protection
 from fedkd.config import Scenario
 from fedkd.config_sections import Phase
-from fedkd.exchange.gate import needs_scores
+from fedkd.exchange.gate import Soft, needs_scores
 from fedkd.protection import Privacy
 from privacy import mechanisms, nfdp, private_filter, secagg
 from privacy.accounting import from_dp_event
@@ -60,6 +60,11 @@ def claim_of_mask(scenario: Scenario) -> Claim | None:
     if isinstance(row, protection.PlainFilter):
         return Claim("none", "the filter is fitted on raw data")
     return Claim("proved", f"{row.name} filter", private_filter.cost(row, scenario.privacy.delta))
+
+
+def what_mask_is(scenario: Scenario) -> What:
+    """The ledger's name for what a gate says of the proxy samples."""
+    return "sample weights" if isinstance(scenario.method.gate, Soft) else "accept mask"
 
 
 def claim_of_training(row: protection.TrainingRow, n_records: int, phase: Phase) -> Claim:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedkd import protection
 from fedkd.config import Scenario
-from fedkd.exchange.gate import Open, Own
+from fedkd.exchange.gate import Open, Own, Soft
 from privacy import asked, claims
 from privacy.asked import Occasion
 from privacy.claims import Claim
@@ -60,11 +60,12 @@ def exact(scenario: Scenario) -> bool:
     """Whether every client's plan is its ledger to the entry, and not an upper bound.
 
     A client that is drawn at random takes part in another number of rounds, and one with a filter
-    may answer fewer samples than there are.
+    may answer fewer samples than there are, as may all where the server draws some.
     """
     gate = scenario.method.gate
-    answers_known = isinstance(gate, Open | Own) or scenario.method.exchange != "soft-labels"
-    return scenario.training.participation == 1 and answers_known
+    answers_known = isinstance(gate, Open | Own | Soft) or scenario.method.exchange != "soft-labels"
+    everything = scenario.method.select.name == "all"
+    return scenario.training.participation == 1 and answers_known and everything
 
 
 def planned(scenario: Scenario, prospect: Prospect) -> Planned:
@@ -104,7 +105,7 @@ def planned(scenario: Scenario, prospect: Prospect) -> Planned:
             if not charge(0 if what == "summary" else round_, what, rows, seen_by, claim):
                 silent.append(round_)
                 break
-            has_mask |= what == "accept mask"
+            has_mask |= what in ("accept mask", "sample weights")
     return Planned(client=prospect.client, entries=ledger.entries(), silent=tuple(silent))
 
 
@@ -153,7 +154,7 @@ def _charges(
         yield "summary", prospect.records, "no one", summary
     mask = claims.claim_of_mask(scenario)
     if mask is not None and (not has_mask or asked.mask_changes(scenario)):
-        yield "accept mask", prospect.pool, asked.readers_of_mask(privacy), mask
+        yield claims.what_mask_is(scenario), prospect.pool, asked.readers_of_mask(privacy), mask
     # Of private degrees only their number is charged.
     known = prospect.degrees is not None
     origin: Origin = "public" if known else "private"

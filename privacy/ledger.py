@@ -26,7 +26,15 @@ from fedkd.payload import Bytes
 from fedkd.section import Section
 from privacy.events import Event
 
-What = Literal["raw samples", "summary", "training", "accept mask", "soft labels", "weights"]
+What = Literal[
+    "raw samples",
+    "summary",
+    "training",
+    "accept mask",
+    "sample weights",
+    "soft labels",
+    "weights",
+]
 SeenBy = Literal["no one", "sum only", "server", "server and all clients"]
 """`no one`: it cost privacy but stayed on the client, as training under DP-SGD does.
 `sum only`: the server sees the sum over clients and no part of it."""

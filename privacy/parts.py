@@ -19,7 +19,7 @@ from privacy.totals import total
 Name = Literal["training", "filter", "release"]
 PARTS: dict[Name, tuple[What, ...]] = {
     "training": ("training",),
-    "filter": ("accept mask",),
+    "filter": ("accept mask", "sample weights"),
     "release": ("summary", "soft labels", "weights"),
 }
 

@@ -28,6 +28,7 @@ from server import measures
 from server.calls import Talk
 from server.hearing import Hearing, Single, Sizes
 from server.job import Job, Roster
+from server.picker import Picker
 from server.recorder import Recorder
 from server.secure import SecureSum
 from server.student import student_of
@@ -135,23 +136,25 @@ class SoftLabels:
         """What the rule thinks of clients after a round, and which."""
         self._rule = job.scenario.method.combine
         self._student = student_of(job, roster)
+        self._picker = Picker(job, self._sizes)
         self._consensus = self._hearing.consensus()
 
     def ask(self, round_: int, talk: Talk) -> payload.Bytes | None:
-        """Nothing: the scenario says it all. Last round's votes are cleared."""
+        """Which records the round is about, unless it is all. Last round's votes are cleared."""
         self._hearing = self._start()
         told_in, belief = self._after
         if told_in < round_:  # else the round is played again, and begins with what it began with
             self._belief = belief
         self._hearing.believe(self._belief)
         self._recorder.start(round_, About("soft labels", *self._sizes))
-        return None
+        return self._picker.ask(round_)
 
     def hear(self, round_: int, client: int, data: payload.Bytes | None) -> dict[str, Any]:
         """Check the answers, add them to the votes, and measure the client's filter."""
         if data is None:
             raise PayloadError("no answers in the reply")
         answer = self._hearing.check(round_, client, data)
+        self._picker.check(round_, answer.ids)
         for block in answer.blocks():
             self._recorder.add("answers", client, block.ids, block.values)
         return self._hearing.take(answer)
@@ -159,14 +162,16 @@ class SoftLabels:
     @property
     def sums(self) -> Sizes | None:
         """The sizes where the rule needs the sum alone, and the sum has the same bits in any
-        grouping: logits have no bound, so theirs might not. None where each answer is recorded."""
-        adds_up = isinstance(self._rule, Summed) and self._scenario.method.release.simplex
+        grouping: logits have no bound, so theirs might not, and weighted sums have not. None where
+        each answer is recorded."""
+        method = self._scenario.method
+        adds_up = isinstance(self._rule, Summed) and method.release.simplex and not method.weighed
         plain = isinstance(self._scenario.privacy.server, PlainServer)
         return self._sizes if adds_up and plain and not self._scenario.audit else None
 
     def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
         """Check the sum and add it to the votes."""
-        return self._hearing.hear_sum(round_, data)
+        return self._hearing.hear_sum(round_, data, self._picker.check)
 
     def tell(self, round_: int, talk: Talk) -> Told:
         """The consensus; nothing if no sample was answered by anyone, or none clearly enough, or if
@@ -184,6 +189,7 @@ class SoftLabels:
         data, self._consensus = told(
             self._scenario, self._seed, round_, self._consensus, self._sizes
         )
+        self._picker.learn(self._consensus)
         self._recorder.add("answers", SERVER, *self._consensus)
         said = measures.of_consensus(self._consensus, self._sizes.n_samples, self._truth)
         said |= taught | self._hearing.trust()
@@ -212,8 +218,9 @@ class SoftLabels:
         return consensus, "the votes on no proxy sample were clear: no consensus"
 
     def arrays(self) -> Arrays:
-        """What was told, for whoever reads the run folder; the rule's memory; the student."""
+        """What was told, for whoever reads the folder; what rule, draw and student remember."""
         kept: Arrays = {"ids": self._consensus.ids, "values": self._consensus.values}
+        kept |= self._picker.arrays()
         _, belief = self._after
         if belief:
             kept["believed"] = np.array(sorted(belief), np.int64)
@@ -226,6 +233,7 @@ class SoftLabels:
         if "belief" in arrays:
             pairs = zip(arrays["believed"].tolist(), arrays["belief"].tolist(), strict=True)
             self._after = 0, dict(pairs)
+        self._picker.restore(arrays)
         if self._student is not None:
             self._student.restore(arrays)
 

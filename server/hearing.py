@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +12,10 @@ from fedkd import payload
 from fedkd.config import Scenario
 from fedkd.data.federation import Federation
 from fedkd.errors import PayloadError
-from fedkd.exchange.combine import Summed, Votes
+from fedkd.exchange.combine import Summed, Votes, Weighed
 from fedkd.exchange.consensus import Consensus
 from fedkd.exchange.every_vote import Ballots, EveryVote
+from fedkd.exchange.gate import Soft
 from server import measures
 
 AnyAnswer = payload.Answer | payload.CodedAnswer
@@ -47,24 +48,30 @@ class Hearing:
         self._rule = scenario.method.combine
         self._coding = scenario.coding_up
         self._simplex = scenario.method.release.simplex
+        self._sent = isinstance(scenario.method.gate, Soft)
         self._sizes = sizes
         self._most_rows = int(scenario.limits.rows * sizes.n_samples)
         self._world = world
         self._strata = strata
-        self.votes: Votes | Ballots = self._rule.start(sizes.n_samples, sizes.n_classes)
+        shape = sizes.n_samples, sizes.n_classes
+        self.votes: Votes | Weighed | Ballots
+        if scenario.method.weighed:
+            assert isinstance(self._rule, Summed)  # the scenario was checked
+            self.votes = self._rule.start_weighed(*shape)
+        else:
+            self.votes = self._rule.start(*shape)
 
     def check(self, round_: int, client: int, data: payload.Bytes) -> AnyAnswer:
         """One client's answers, decoded. Raises: PayloadError if they break the contract, or
         are more than `limits.rows` allows."""
-        sizes = {"n_samples": self._sizes.n_samples, "n_classes": self._sizes.n_classes}
+        of = {"client": client, "round_": round_, "n_samples": self._sizes.n_samples}
+        of["n_classes"] = self._sizes.n_classes
         answer: AnyAnswer
         if self._coding is None:
-            answer = payload.decode_answer(
-                data, client=client, round_=round_, simplex=self._simplex, **sizes
-            )
+            answer = payload.decode_answer(data, simplex=self._simplex, weighed=self._sent, **of)
         else:
             answer = payload.decode_coded_answer(
-                data, client=client, round_=round_, coding=self._coding, **sizes
+                data, coding=self._coding, weighed=self._sent, **of
             )
         if len(answer.ids) > self._most_rows:
             raise PayloadError(
@@ -80,14 +87,18 @@ class Hearing:
             if isinstance(self._rule, EveryVote):
                 assert isinstance(self.votes, Ballots)
                 self._rule.add(self.votes, block.ids, block.values, answer.client)
+            elif isinstance(self.votes, Weighed):
+                self._rule.add_weighed(self.votes, block.ids, block.values, block.weights)
             else:
                 self._rule.add(self.sums, block.ids, block.values)
         if self._strata is None or self._world is None:
             return {"accepted": len(answer.ids) / self._sizes.n_samples}
-        records = answer.ids
-        if self._sizes.positions > 1:
-            records = np.unique(records // self._sizes.positions)
-        return measures.filter_quality(records, self._strata, self._world.counts(answer.client))
+        records, weights = answer.ids, answer.weights
+        if self._sizes.positions > 1:  # every position of a record is answered, by one weight
+            records, first = np.unique(records // self._sizes.positions, return_index=True)
+            weights = None if weights is None else weights[first]
+        counts = self._world.counts(answer.client)
+        return measures.filter_quality(records, self._strata, counts, weights)
 
     @property
     def sums(self) -> Votes:
@@ -118,16 +129,22 @@ class Hearing:
         if isinstance(self._rule, EveryVote):
             assert isinstance(self.votes, Ballots)
             return self._rule.finish(self.votes)
+        if isinstance(self.votes, Weighed):
+            return self._rule.finish_weighed(self.votes)
         return self._rule.finish(self.sums)
 
-    def hear_sum(self, round_: int, data: payload.Bytes) -> list[int]:
+    def hear_sum(
+        self, round_: int, data: payload.Bytes, check: Callable[[int, NDArray[np.int32]], None]
+    ) -> list[int]:
         """Check a sum of clients' answers and add it to the votes; return the clients.
 
+        Args: check: raises a PayloadError for a round and ids that it was not to be about.
         Raises: PayloadError as `check`.
         """
         sizes = {"n_samples": self._sizes.n_samples, "n_classes": self._sizes.n_classes}
         partial = payload.decode_partial(data, round_=round_, **sizes)
         assert isinstance(self._rule, Summed)  # else nobody was asked for a sum
+        check(round_, partial.ids)
         self._rule.merge(self.sums, partial.ids, partial.votes)
         return [int(client) for client in partial.clients]
 

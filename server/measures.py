@@ -15,11 +15,15 @@ from fedkd.exchange.consensus import Consensus
 
 
 def filter_quality(
-    ids: NDArray[np.int32], labels: NDArray[np.int64], class_counts: NDArray[np.int64]
+    ids: NDArray[np.int32],
+    labels: NDArray[np.int64],
+    class_counts: NDArray[np.int64],
+    weights: NDArray[np.float32] | None = None,
 ) -> dict[str, Any]:
     """How well one client's filter found the samples of its own classes.
 
-    Args: ids: accepted proxy ids [m]; labels: of the proxy set [n]; class_counts: of the client.
+    Args: ids: accepted proxy ids [m]; labels: of the proxy set [n]; class_counts: of the client;
+        weights: of the accepted ids [m], which the precision counts by.
     Returns: accepted share, precision, recall, and accepted samples by class.
     """
     n_classes = len(class_counts)
@@ -32,7 +36,9 @@ def filter_quality(
         "accepted": len(ids) / len(labels),
         "accepted_by_class": answered.tolist(),
     }
-    if len(ids):
+    if weights is not None:
+        quality["precision"] = float(weights[held[labels[ids]]].sum() / weights.sum())
+    elif len(ids):
         quality["precision"] = right / len(ids)
     if familiar:
         quality["recall"] = right / familiar

@@ -22,7 +22,7 @@ from fedkd.exchange.every_vote import (
     Spectral,
     TrimmedMean,
 )
-from fedkd.exchange.weighed import Agreement, ExpGuard, Vouched
+from fedkd.exchange.weighed import LEAST, Agreement, ExpGuard, Vouched
 from fedkd.section import Section, table
 
 GRID = 2.0**30
@@ -41,6 +41,16 @@ class Votes(NamedTuple):
 
     total: NDArray[np.float64]  # [samples, classes], in steps of 1 / GRID
     voters: NDArray[np.int32]  # [samples]
+
+
+class Weighed(NamedTuple):
+    """The running weighted sum; `Summed.start_weighed` makes it, `add_weighed` fills it in place.
+
+    In float64 as it comes, so clients must come in the same order for the same bits.
+    """
+
+    total: NDArray[np.float64]  # [samples, classes]
+    mass: NDArray[np.float64]  # [samples]
 
 
 class Summed(Section):
@@ -66,6 +76,33 @@ class Summed(Section):
         votes.total[rows] += more.total
         votes.voters[rows] += more.voters
 
+    def start_weighed(self, n_samples: int, n_classes: int) -> Weighed:
+        """No votes yet."""
+        return Weighed(np.zeros((n_samples, n_classes)), np.zeros(n_samples))
+
+    def add_weighed(
+        self,
+        votes: Weighed,
+        ids: NDArray[np.int32],
+        values: NDArray[np.float32],
+        weights: NDArray[np.float32] | None,
+    ) -> None:
+        """As `add`, each answer by its weight [m], and by what the rule itself thinks of it."""
+        rows, given = places(ids), values.astype(np.float64)
+        each = self.weight_of(given) if weights is None else self.weight_of(given) * weights
+        votes.total[rows] += each[:, None] * given
+        votes.mass[rows] += each
+
+    def weight_of(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What the rule makes of each answer [m, classes] by itself: 1 [m]."""
+        return np.ones(len(values))
+
+    def finish_weighed(self, votes: Weighed) -> Consensus:
+        """As `finish`; a sample whose voters weigh at most `LEAST` together is dropped."""
+        ids = np.flatnonzero(votes.mass > LEAST).astype(np.int32)
+        mean = votes.total[ids] / votes.mass[ids, None]
+        return Consensus(ids, self.made_of(mean).astype(np.float32))
+
     def finish(self, votes: Votes) -> Consensus:
         """Divide each kept sample by its number of voters, and what the rule makes of that."""
         ids = np.flatnonzero(votes.voters).astype(np.int32)
@@ -81,6 +118,21 @@ class Mean(Summed):
     """The mean of the answers to each sample; a sample without a voter is dropped."""
 
     name: Literal["mean"] = "mean"
+
+
+class Variance(Summed):
+    """The mean by weights: the variance over classes of each answer, so the surer count more.
+
+    Source: Fed-ET, Cho et al., IJCAI 2022, of logits; only its introduction was read. An even
+    answer counts nothing; a sample that all answer evenly is dropped.
+    """
+
+    name: Literal["variance"] = "variance"
+
+    def weight_of(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The variance [m]."""
+        spread: NDArray[np.float64] = values.var(axis=1)
+        return spread
 
 
 class Era(Summed):
@@ -117,6 +169,7 @@ class Power(Summed):
 
 Combine = Annotated[
     Mean
+    | Variance
     | Era
     | Power
     | Median
@@ -131,6 +184,7 @@ Combine = Annotated[
 ]
 COMBINES = table(
     Mean,
+    Variance,
     Era,
     Power,
     Median,

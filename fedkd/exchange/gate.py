@@ -5,7 +5,7 @@ A gate turns scores (higher is stranger) into one threshold, from what the clien
 that it contributed to the pool; `others`, of the rest of the pool. No label of the proxy set is
 seen. `accept` then answers whatever is at most as strange as the threshold, and whatever the
 client contributed itself, which is EdgeFD's first stage as we read it (its text was not
-available; see docs/methods.md).
+available; see docs/methods.md). `Soft` gives weights instead.
 """
 
 from __future__ import annotations
@@ -102,6 +102,42 @@ class Budget(Section):
         return float(others.kthvalue(self.m).values)
 
 
+class Soft(Section):
+    """Answer everything, each with a weight: how likely the sample is one of the client's own.
+
+    Source: FedAUX, Sattler et al., arXiv 2102.02514, for `odds`: s(x) = P(private | x) + 1e-8. What
+    the client contributed itself has weight 1, which is ours.
+    """
+
+    name: Literal["soft"] = "soft"
+    by: Literal["odds", "ratio", "spread"] = "odds"
+    """How a score s becomes a probability. `odds`: 1 / (1 + e^s), of log-odds. `ratio`:
+    r / (1 + r), of a density ratio r = -s. `spread`, of any score: 1 / (1 + e^z), where z is how
+    far s lies above the median of the client's own, in their interquartile ranges (ours)."""
+    floor: float = Field(1e-8, gt=0, lt=1)
+    """The least weight, so that a sample is never without a voter."""
+
+    def threshold(self, heldout: Tensor, own: Tensor, others: Tensor) -> float:
+        """Infinity."""
+        return math.inf
+
+    def weights(self, heldout: Tensor, pool: Tensor, own: Tensor) -> Tensor:
+        """Float32 [n], from `floor` to 1. Args: as those of `accept`."""
+        scores = pool.double()
+        match self.by:
+            case "odds":
+                found = torch.sigmoid(-scores)
+            case "ratio":
+                ratio = (-scores).clamp_min(0)
+                found = ratio / (1 + ratio)
+            case "spread":
+                mine = torch.cat([heldout, pool[own]]).double()
+                low, middle, high = torch.quantile(mine, mine.new_tensor([0.25, 0.5, 0.75]))
+                wide = (high - low).clamp_min(torch.finfo(torch.float64).tiny)
+                found = torch.sigmoid((middle - scores) / wide)
+        return torch.where(own, 1.0, found.clamp(self.floor, 1)).float()
+
+
 def needs_scores(gate: Gate) -> bool:
     """Whether what the gate answers depends on any score."""
     return not isinstance(gate, Open | Own)
@@ -147,5 +183,7 @@ def accept(gate: Gate, heldout: Tensor, pool: Tensor, own: Tensor) -> tuple[Tens
     return own | (pool <= threshold), threshold
 
 
-Gate = Annotated[Open | Own | Constant | Quantile | Share | Budget, Field(discriminator="name")]
-GATES = table(Open, Own, Constant, Quantile, Share, Budget)
+Gate = Annotated[
+    Open | Own | Constant | Quantile | Share | Budget | Soft, Field(discriminator="name")
+]
+GATES = table(Open, Own, Constant, Quantile, Share, Budget, Soft)

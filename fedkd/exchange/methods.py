@@ -18,15 +18,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedkd.exchange.combine import Combine, Era, Mean, Power
+from fedkd.exchange.combine import Combine, Era, Mean, Power, Variance
 from fedkd.exchange.distill import KL, Distill
-from fedkd.exchange.gate import Gate, Open, Quantile, Share
+from fedkd.exchange.gate import Gate, Open, Quantile, Share, Soft
 from fedkd.exchange.objectives.divergences import CrossEntropy
 from fedkd.exchange.objectives.values import L1
 from fedkd.exchange.regulariser import NoRegulariser, Proximal, Regulariser
 from fedkd.exchange.release import ArgMax, Logits, Probabilities, Release
 from fedkd.exchange.score import KMeans, NoScore, Score
+from fedkd.exchange.scores.distances import Logistic
 from fedkd.exchange.scores.kernels import KuLSIF
+from fedkd.exchange.select import All, Select
 from fedkd.exchange.student import NoStudent, ServerStudent, Student
 
 Exchange = Literal["none", "soft-labels", "proxy-labels", "weights"]
@@ -44,6 +46,7 @@ class Method:
     release: Release = field(default_factory=Probabilities)
     combine: Combine = field(default_factory=Mean)
     distill: Distill = field(default_factory=KL)
+    select: Select = field(default_factory=All)
     regulariser: Regulariser = field(default_factory=NoRegulariser)
     student: Student = field(default_factory=NoStudent)
 
@@ -94,6 +97,21 @@ METHODS: dict[str, Method] = {
     "mhat": Method(
         line="a model of the server's learns the mean of the soft labels, and teaches all",
         source="Hu et al., Information Sciences 2021; text not read",
+        student=ServerStudent(),
+    ),
+    "fedaux": Method(
+        line="answers count by how sure a client is that a sample is like its own (logistic)",
+        source="Sattler et al., arXiv 2102.02514, and its released code, without models up",
+        score=Logistic(),
+        gate=Soft(),
+        release=Logits(),
+        student=ServerStudent(),
+    ),
+    "fed-et": Method(
+        line="logits count by their variance, so that the surer clients count more; a server model",
+        source="Cho et al., IJCAI 2022; only its introduction was read",
+        release=Logits(),
+        combine=Variance(),
         student=ServerStudent(),
     ),
     "local-only": Method(

@@ -20,7 +20,7 @@ from fedkd.data.federation import Federation
 from fedkd.data.proxy import Contributed
 from fedkd.data.sources import Source
 from fedkd.errors import FedkdError
-from fedkd.exchange.gate import Own
+from fedkd.exchange.gate import Own, Soft
 from fedkd.models import zoo
 from fedkd.rng import stream
 from privacy.forecast import Prospect, exact, planned
@@ -101,9 +101,11 @@ def leaving(scenario: Scenario, settings: ClientSettings, world: Federation) -> 
     summed = isinstance(scenario.privacy.server, protection.SecureAggregation)
     if method.exchange == "soft-labels":
         to = "the server, as part of a sum only" if summed else "the server"
-        told = (
-            f"what its model says of {prospect.rows} samples of the proxy set, and by leaving "
-            "others out, which of them look like its own data"
+        says = f"what its model says of {prospect.rows} samples of the proxy set, and "
+        told = says + (
+            "for each a weight, which tells how much it looks like its own data"
+            if isinstance(method.gate, Soft)
+            else "by leaving others out, which of them look like its own data"
         )
         found.append(
             Leaving("soft labels", to, rounds, _answer_bytes(scenario, prospect, summed), told)
@@ -145,7 +147,9 @@ def _answer_bytes(scenario: Scenario, prospect: Prospect, summed: bool) -> int:
         table = np.zeros((prospect.samples, classes + 1), np.uint64)
         return len(payload_secure.encode_blinded(table, prospect.client, 1))
     values = np.full((rows, classes), 1 / classes, np.float32)
-    answer = payload.Answer(prospect.client, 1, np.arange(rows, dtype=np.int32), values)
+    weights = np.ones(rows, np.float32) if isinstance(scenario.method.gate, Soft) else None
+    ids = np.arange(rows, dtype=np.int32)
+    answer = payload.Answer(prospect.client, 1, ids, values, weights)
     coding, packing = scenario.coding_up, scenario.packing(prospect.samples)
     if coding is None:
         return len(payload.encode_answer(answer, packing))

@@ -33,6 +33,7 @@ WHAT: dict[What, str] = {
     "summary": "a summary of the private samples",
     "training": "training on private records",
     "accept mask": "the choice of proxy samples that it answers",
+    "sample weights": "how far it counts for each proxy sample",
     "soft labels": "answers to proxy samples",
     "weights": "model weights",
 }

@@ -55,6 +55,9 @@ CLASSES: dict[str, dict[str, Any]] = {
         "training": {"rounds": 2, "local": {"epochs": 0.1}, "evaluate_every": 2},
         "privacy": {"release": {"name": "swing", "noise": "gaussian", "scale": 0.01}},
     },
+    "weights, a draw and the server's model": {
+        "method": {"name": "fedaux", "select": {"name": "entropy", "share": 0.3}},
+    },
     "secure sums": {"privacy": {"server": {"name": "secure-aggregation"}}},
     "protected": {
         "training": {"rounds": 2, "local": {"batch_size": 256}},

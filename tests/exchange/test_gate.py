@@ -52,7 +52,8 @@ def normal(seed: int, n: int, mean: float = 0.0) -> Tensor:
 
 
 def test_the_cases_below_are_all_gates() -> None:
-    assert set(GATES) == {"open", "own", "constant", "quantile", "share", "budget"}
+    """And `soft`, which has no threshold: see test_soft_weights."""
+    assert set(GATES) == {"soft", "open", "own", "constant", "quantile", "share", "budget"}
 
 
 # --- thresholds ---

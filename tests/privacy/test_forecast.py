@@ -72,6 +72,8 @@ KNOWN: dict[str, Scenario] = {
     "own answers, of a public set": of(
         {"release": {"name": "laplace"}}, method={"name": "edgefd", "gate": {"name": "own"}}
     ),
+    "sample weights": of({}, method={"name": "edgefd", "gate": {"name": "soft", "by": "spread"}}),
+    "sample weights of features": of({}, method={"name": "fedaux"}),
     "weights": of({"training": DP_SGD}, method={"name": "fedavg"}),
     "alone": of({"training": DP_SGD}, method={"name": "local-only"}),
     "budget of records": of({"training": DP_SGD, "budget": 2.9}),

@@ -109,8 +109,7 @@ class Logistic(Section):
 
     The log of the density ratio, up to a constant. Samples are divided by the largest norm.
     Source: Sattler et al., arXiv 2102.02514; penalty 0.01 as there, here of the mean
-    loss. Deviations: a gate's threshold in place of a soft weight; no noise on the weights, so the
-    score has no guarantee.
+    loss. Deviation: no noise on the weights of the regression, so the score has no guarantee.
     """
 
     name: Literal["logistic"] = "logistic"

@@ -1,0 +1,78 @@
+"""Which records of the pool a round is about: a draw by the server, the same for all clients.
+
+A row says in which order it would ask; the server asks the first share of them. It knows what
+it has told so far: of each record the entropy of its last consensus in nats (NaN before there
+is one; of a text, the mean over its positions) and its likeliest class (-1).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from fedkd.section import Section, table
+
+Ids = NDArray[np.int64]
+Nats = NDArray[np.float64]
+
+
+class All(Section):
+    """Every record, in every round."""
+
+    name: Literal["all"] = "all"
+
+
+class Draw(Section):
+    """What the draws have in common."""
+
+    name: str
+    share: float = Field(0.2, gt=0, le=1)
+    """Of the pool's records, in each round; at least one."""
+
+    def size(self, n: int) -> int:
+        """How many of n records."""
+        return max(1, round(self.share * n))
+
+
+class Random(Draw):
+    """A share drawn evenly, anew each round: the baseline of the others."""
+
+    name: Literal["random"] = "random"
+
+    def order(self, entropy: Nats, likeliest: Ids, draws: np.random.Generator) -> Ids:
+        """Record ids [n], first to last."""
+        return draws.permutation(len(entropy))
+
+
+class Uncertain(Draw):
+    """What was never told first, then the records whose last consensus was least certain."""
+
+    name: Literal["entropy"] = "entropy"
+
+    def order(self, entropy: Nats, likeliest: Ids, draws: np.random.Generator) -> Ids:
+        """As `Random.order`."""
+        chance = draws.permutation(len(entropy))
+        doubt = np.where(np.isnan(entropy), np.inf, entropy)[chance]
+        return chance[np.argsort(-doubt, kind="stable")]
+
+
+class Coverage(Draw):
+    """What was never told first, then as many of each likeliest class as of the others."""
+
+    name: Literal["coverage"] = "coverage"
+
+    def order(self, entropy: Nats, likeliest: Ids, draws: np.random.Generator) -> Ids:
+        """As `Random.order`: one of each class in turn."""
+        chance = draws.permutation(len(entropy))
+        turn = np.full(len(chance), -1)  # never told
+        for label in np.unique(likeliest[likeliest >= 0]):
+            of_label = likeliest[chance] == label
+            turn[of_label] = np.arange(of_label.sum())
+        return chance[np.argsort(turn, kind="stable")]
+
+
+Select = Annotated[All | Random | Uncertain | Coverage, Field(discriminator="name")]
+SELECTS = table(All, Random, Uncertain, Coverage)
