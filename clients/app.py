@@ -38,7 +38,7 @@ from clients.store import ClientStore, FolderStore
 from fedkd import device, payload, payload_secure, protection
 from fedkd.config import from_json
 from fedkd.errors import FedkdError
-from fedkd.exchange.select import All
+from fedkd.exchange.selection import All
 from fedkd.models.zoo import Classifier
 from fedkd.transcript import SIGNED, model_digest
 from fedkd.wire import STYPE

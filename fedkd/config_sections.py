@@ -18,7 +18,7 @@ from fedkd.exchange.methods import METHODS, Exchange
 from fedkd.exchange.regulariser import Regulariser
 from fedkd.exchange.release import Release
 from fedkd.exchange.score import Score
-from fedkd.exchange.select import Select
+from fedkd.exchange.selection import Select
 from fedkd.exchange.student import Student
 from fedkd.models.zoo import MODELS
 from fedkd.rng import stream
