@@ -85,9 +85,12 @@ class Chain:
 
 
 def read(path: Path) -> Iterator[Entry]:
-    """The lines of a chain. Raises: FedkdError at the first that does not follow the one before."""
-    before = ""
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    """The lines of a chain, without a last one that a crash has torn.
+
+    Raises: FedkdError at the first that does not follow the one before.
+    """
+    before, data = "", path.read_bytes()
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
         try:
             entry = json.loads(line)
             follows = entry.pop("before") == before

@@ -133,6 +133,7 @@ def _rounds(cell: Cell) -> tuple[bool, str]:
     for entry, one in zip(cell.entries, cell.statements, strict=True):
         if one.step in ("train", "query.keys", "query.reveal"):
             sent.setdefault((one.round, one.client), {})[one] = entry["bytes"]
+    steps = {(one.round, one.client, one.step) for one in cell.statements}
     counted = 0
     for event in read_events(cell.folder / "events.jsonl"):
         if event["event"] != "client" or "train_samples" not in event:
@@ -146,6 +147,8 @@ def _rounds(cell: Cell) -> tuple[bool, str]:
                 f"round {place[0]} counts {event['bytes_up']} bytes of client {place[1]}, which "
                 f"signed {n_bytes}"
             )
+        if "distill_samples" in event and (*place, "evaluate") not in steps:
+            return False, f"round {place[0]}: client {place[1]} signed no answer to the consensus"
         counted += 1
     return True, f"{counted} answers are counted, with the bytes that were signed"
 

@@ -136,6 +136,10 @@ def drop(lines: Lines) -> None:
     del lines[next(i for i, line in enumerate(lines) if line["step"] == "train")]
 
 
+def drop_last(lines: Lines) -> None:
+    assert lines.pop()["step"] == "evaluate"
+
+
 def swap_rounds(lines: Lines) -> None:
     mine = [line for line in lines if line["step"] == "train" and line["client"] == 0]
     mine[0]["round"], mine[1]["round"] = mine[1]["round"], mine[0]["round"]
@@ -157,6 +161,7 @@ def more_bytes(lines: Lines) -> None:
     ("change", "what", "why"),
     [
         (drop, "rounds", "which signed nothing there"),
+        (drop_last, "rounds", "signed no answer to the consensus"),
         (swap_rounds, "signatures", "no key of client 0 has signed it"),
         (other_answer, "signatures", "has signed it"),
         (other_client, "signatures", "has signed it"),
@@ -304,6 +309,7 @@ def test_a_chain_goes_on_behind_a_torn_line(tmp_path: Path) -> None:
     chain.add({"a": 1})
     with path.open("ab") as file:
         file.write(b'{"a": 2, "bef')
+    assert list(read(path)) == [{"a": 1}]
     again = Chain(path)
     again.add({"a": 3})
     assert list(read(path)) == [{"a": 1}, {"a": 3}]
