@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedkd import payload
@@ -45,6 +45,7 @@ def asked(one: Picker, round_: int, n: int = 40) -> np.ndarray:
 # --- the orders ---
 
 
+@settings(deadline=None)
 @given(SEEDS, st.integers(1, 50))
 def test_every_order_is_of_all_records_and_never_told_comes_first(seed: int, n: int) -> None:
     draws = stream(seed, "test")
@@ -60,6 +61,7 @@ def test_every_order_is_of_all_records_and_never_told_comes_first(seed: int, n: 
     assert (np.diff(entropy[known]) <= 0).all()
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_coverage_takes_as_many_of_each_class_as_there_are(seed: int) -> None:
     likeliest = stream(seed, "test").choice(3, p=[0.8, 0.15, 0.05], size=60)
@@ -124,6 +126,7 @@ def test_nothing_but_what_was_asked_is_heard() -> None:
         one.check(1, wrong)
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 99), min_size=1), st.integers(1, 9))
 def test_a_question_travels(ids: set[int], round_: int) -> None:
     data = payload.encode_selection(np.array(sorted(ids)), 100, round_)
