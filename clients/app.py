@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from clients import guard, history, secure, steps
+from clients import guard, history, labels, secure, steps
 from clients.client import Client, ProxySet, model_part, with_model
 from clients.guard import Guard
 from clients.history import HISTORY
@@ -38,6 +38,7 @@ from clients.store import ClientStore, FolderStore
 from fedkd import device, payload, payload_secure, protection
 from fedkd.config import from_json
 from fedkd.errors import FedkdError
+from fedkd.exchange.label_means import Peers
 from fedkd.exchange.selection import All
 from fedkd.models.zoo import Classifier
 from fedkd.transcript import SIGNED, model_digest
@@ -114,7 +115,8 @@ def make_app(store_of: Stores = _store_of) -> App:
         awake = [turn for turn in turns if guard.may_train(turn.guard)]
         answers: Mapping[int, Sealed | None] = {}
         if awake:
-            steps.learn_private([turn.client for turn in awake], [turn.model for turn in awake])
+            clients, models = [turn.client for turn in awake], [turn.model for turn in awake]
+            steps.learn_private(clients, models, _peers(awake))
             answers = _answers(awake)
         return [_finish(turn, answers.get(turn.client.id)) for turn in turns]
 
@@ -194,6 +196,8 @@ def _answers(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
         return _soft_labels(turns)
     if exchange == "weights":
         return {turn.client.id: _weights(turn) for turn in turns}
+    if exchange == "label-means":
+        return {turn.client.id: _label_means(turn) for turn in turns}
     return {}
 
 
@@ -322,6 +326,33 @@ def _masks(turns: Sequence[Turn], proxy: ProxySet) -> dict[int, tuple[Receipt, .
         for turn, mask in zip(unsure, steps.filter_pool(clients, models, proxy), strict=True):
             turn.state["mask"] = mask
     return receipts
+
+
+def _peers(turns: Sequence[Turn]) -> list[Peers]:
+    """What the others say of each client's labels; nothing where that is not exchanged, or yet."""
+    if turns[0].client.scenario.method.exchange != "label-means":
+        return []
+    data = _payload_if_any(turns[0].message)
+    found = [labels.peers(turn.client, turn.state, data) for turn in turns]
+    return [one for one in found if one is not None]
+
+
+def _label_means(turn: Turn) -> Sealed | None:
+    client = turn.client
+    own = labels.say(client, turn.model)
+    if client.hostile:
+        attack = client.scenario.hostile.attack
+        own = own._replace(values=attack.spoil(own.values, client.draws("attack")))
+    entry = turn.guard.entry(
+        "label means", len(own.ids), "server and all clients", claims.OF_LABELS
+    )
+    receipt = turn.guard.charge(entry)
+    if receipt is None:
+        return None
+    turn.state.update(labels.remembered(own))
+    return _seal(
+        client, payload.encode_answer(payload.Answer(client.id, client.round, *own)), receipt
+    )
 
 
 def _weights(turn: Turn) -> Sealed | None:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clients import guard
+from clients import guard, labels
 from clients.client import Client, ProxySet
 from fedkd import cohort, protection, quality, training
 from fedkd.config_sections import Phase
@@ -25,6 +25,7 @@ from fedkd.data.federation import Federation
 from fedkd.errors import FedkdError
 from fedkd.exchange.consensus import Consensus
 from fedkd.exchange.gate import Soft, accept, needs_scores
+from fedkd.exchange.label_means import Peers
 from fedkd.exchange.score import fit_together
 from fedkd.lesson import lesson, target_of
 from fedkd.models.zoo import Classifier
@@ -52,8 +53,13 @@ def _blocks(
             clients[i].took(phase, seconds)
 
 
-def learn_private(clients: Sequence[Client], models: Sequence[Classifier]) -> None:
-    """Train each model in place on its client's private data, as the privacy settings say."""
+def learn_private(
+    clients: Sequence[Client], models: Sequence[Classifier], others: Sequence[Peers] = ()
+) -> None:
+    """Train each model in place on its client's private data, as the privacy settings say.
+
+    Args: others: what each client's peers say of its labels, where the second term is of that.
+    """
     data = [client.world.client(client.id) for client in clients]
     xs = [x.to(client.device) for client, (x, _) in zip(clients, data, strict=True)]
     ys = [y.to(client.device) for client, (_, y) in zip(clients, data, strict=True)]
@@ -61,9 +67,12 @@ def learn_private(clients: Sequence[Client], models: Sequence[Classifier]) -> No
     phase = scenario.training.local
     if isinstance(scenario.privacy.training, protection.PlainTraining):
         pull = scenario.method.regulariser.mu
-        losses = _fit("train", clients, models, xs, ys, training.cross_entropy, phase, pull=pull)
-        for client, loss in zip(clients, losses, strict=True):
-            client.metrics["train_loss"] = loss
+        loss: training.Loss = training.cross_entropy
+        if others:
+            loss, ys = labels.lesson(clients, ys, others)
+        losses = _fit("train", clients, models, xs, ys, loss, phase, pull=pull)
+        for client, value in zip(clients, losses, strict=True):
+            client.metrics["train_loss"] = value
     else:
         for client, model, x, y in zip(clients, models, xs, ys, strict=True):
             start = time.perf_counter()
@@ -147,7 +156,7 @@ def filter_pool(
             _private_mask(client, proxy, mine) for client, mine in zip(clients, own, strict=True)
         ]
     start = time.perf_counter()
-    heldout, fitted, labels, draws = [], [], [], []
+    heldout, fitted, ys, draws = [], [], [], []
     for client, model in zip(clients, models, strict=True):
         x, y = client.world.client(client.id)
         order = stream(client.seed, "client", 0, client.id, "heldout").permutation(len(x))
@@ -156,7 +165,7 @@ def filter_pool(
         seen = _look(client, model, x)
         heldout.append(seen[torch.from_numpy(order[:n_heldout])])
         fitted.append(seen[torch.from_numpy(order[n_heldout:])])
-        labels.append(y[torch.from_numpy(order[n_heldout:])].to(client.device))
+        ys.append(y[torch.from_numpy(order[n_heldout:])].to(client.device))
         draws.append(torch_stream(client.seed, "client", client.round, client.id, "score"))
     publics: list[Tensor | None] = [
         _look(client, model, proxy.x[~mine.to(proxy.x.device)])
@@ -164,7 +173,7 @@ def filter_pool(
         else None
         for client, model, mine in zip(clients, models, own, strict=True)
     ]
-    states = fit_together(method.score, fitted, labels, draws, publics)
+    states = fit_together(method.score, fitted, ys, draws, publics)
     masks = []
     for client, model, mine, state, apart in zip(
         clients, models, own, states, heldout, strict=True

@@ -22,6 +22,7 @@ def check_method(scenario: Scenario) -> None:
     _check_student(scenario)
     _check_weights(scenario)
     _check_select(scenario)
+    _check_labels(scenario)
 
 
 def _check_answers(scenario: Scenario) -> None:
@@ -145,3 +146,33 @@ def _check_select(scenario: Scenario) -> None:
         raise FedkdError(
             "a text has no class that could be covered", value=what, allowed="random, entropy"
         )
+
+
+def _check_labels(scenario: Scenario) -> None:
+    """Means by label are one way of their own: what is for answers about a pool is not for them."""
+    method = scenario.method
+    by_label, learns = method.exchange == "label-means", method.regulariser.name == "labels"
+    if by_label != learns:
+        raise FedkdError(
+            "means by label are what the second term of the private loss learns from",
+            value=f"method.name = {method.name!r} and "
+            f"method.regulariser.name = {method.regulariser.name!r}",
+            fix='method.name = "fd" and method.regulariser.name = "labels", or neither',
+        )
+    if not by_label:
+        return
+    coded = method.release.coding is not None
+    for key, value, wrong, fine in (
+        ("method.combine.name", method.combine.name, method.combine.name != "mean", "mean"),
+        ("method.release.name", method.release.name, coded, "logits, probabilities"),
+        ("wire.up", scenario.wire.up, scenario.wire.up != "float32", "float32"),
+        ("wire.down", scenario.wire.down, scenario.wire.down != "float32", "float32"),
+        ("audit", scenario.audit, scenario.audit, False),
+    ):
+        if wrong:
+            raise FedkdError(
+                "means by label are summed as they are, and not recorded",
+                value=f"{key} = {value!r}",
+                allowed=str(fine),
+                fix=f"set {key} to that, or another method.name",
+            )

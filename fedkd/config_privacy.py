@@ -75,9 +75,9 @@ def _check_release(scenario: Scenario) -> None:
     row, method = scenario.privacy.release, scenario.method
     if isinstance(row, protection.PlainRelease):
         return
-    if method.exchange == "weights":
+    if method.exchange in ("weights", "label-means"):
         raise FedkdError(
-            f"{method.name} sends weights, which no row of privacy.release protects",
+            f"{method.name} sends {method.exchange}, which no row of privacy.release protects",
             value=row.name,
             fix='privacy.training.name = "dp-sgd", or a method that exchanges soft labels',
         )
@@ -147,6 +147,8 @@ def _unproved(scenario: Scenario) -> tuple[str, str] | None:
     exchange = scenario.method.exchange
     if exchange in ("none", "proxy-labels"):
         return None
+    if exchange == "label-means":
+        return ("means over private records leave as they are", "another method.name")
     if scenario.privacy.unit == "record":
         return _unproved_for_records(scenario)
     return _unproved_for_clients(scenario)

@@ -12,11 +12,13 @@ from fedkd.codecs import ids_of, mask_of, opened, squeezed
 from fedkd.errors import PayloadError
 from fedkd.exchange.combine import GRID, Votes
 from fedkd.exchange.consensus import Consensus
+from fedkd.exchange.label_means import LabelMeans
 from fedkd.sparse import TOLERANCE, Coding
 from fedkd.wire import (
     SCHEMA,
     Array,
     Bytes,
+    check_ascending,
     check_finite,
     check_ids,
     check_rows,
@@ -332,6 +334,28 @@ def decode_consensus(
     check_ids(ids, n_samples)
     coding.check(arrays, len(ids), n_classes)
     return Consensus(ids, np.concatenate(list(coding.decode(arrays, n_classes))))
+
+
+def encode_label_means(said: LabelMeans, round_: int) -> Bytes:
+    """What clients said of each label together, for the round that begins with it."""
+    return pack("label-means", said._asdict(), round=round_)
+
+
+def decode_label_means(data: Bytes, *, round_: int, n_classes: int) -> LabelMeans:
+    """Raises: PayloadError for another round, labels or clients that are repeated or not ascending,
+    a wrong shape, sums that are not finite, or more voters than clients.
+    """
+    spec = {"clients": "int32", "ids": "int32", "total": "float64", "voters": "int32"}
+    arrays, header = unpack(data, "label-means", spec)
+    said = LabelMeans(**arrays)
+    if whole(header, "round") != round_:
+        raise PayloadError("means of another round", value=header["round"], allowed=str(round_))
+    check_ascending(said.clients, "clients")
+    check_rows(said.ids, said.total, n_classes, n_classes)
+    require(said.voters.shape == said.ids.shape, "there is not one number of voters a label")
+    there = (said.voters >= 1) & (said.voters <= len(said.clients))
+    require(bool(there.all()), "a label has no voters, or more than there are clients")
+    return said
 
 
 def encode_weights(

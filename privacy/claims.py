@@ -126,6 +126,10 @@ def claim_of_model(row: protection.TrainingRow) -> Claim:
             return NOTHING
 
 
+OF_LABELS = Claim("none", "means over the private records of a label")
+"""Of what FD sends: it depends on the records themselves, and says which labels there are."""
+
+
 def claim_of_summary(row: protection.SummaryRelease, delta: float) -> Claim:
     """What the summary costs a record, once and for all answers: one added or removed."""
     event = private_filter.summary_event(row.made_as, delta)

@@ -62,10 +62,11 @@ def exact(scenario: Scenario) -> bool:
     A client that is drawn at random takes part in another number of rounds, and one with a filter
     may answer fewer samples than there are, as may all where the server draws some.
     """
-    gate = scenario.method.gate
-    answers_known = isinstance(gate, Open | Own | Soft) or scenario.method.exchange != "soft-labels"
+    gate, exchange = scenario.method.gate, scenario.method.exchange
+    answers_known = isinstance(gate, Open | Own | Soft) or exchange != "soft-labels"
+    by_pool = exchange != "label-means"  # a client may not hold every label
     everything = scenario.method.select.name == "all"
-    return scenario.training.participation == 1 and answers_known and everything
+    return scenario.training.participation == 1 and answers_known and everything and by_pool
 
 
 def planned(scenario: Scenario, prospect: Prospect) -> Planned:
@@ -147,6 +148,8 @@ def _charges(
         yield "training", prospect.records, "no one", claim
     if scenario.method.exchange == "weights":
         yield "weights", 1, "server", claims.claim_of_model(privacy.training)
+    if scenario.method.exchange == "label-means":
+        yield "label means", prospect.n_classes, "server and all clients", claims.OF_LABELS
     if scenario.method.exchange != "soft-labels":
         return
     if isinstance(privacy.release, protection.SummaryRelease):

@@ -33,6 +33,7 @@ What = Literal[
     "accept mask",
     "sample weights",
     "soft labels",
+    "label means",
     "weights",
 ]
 SeenBy = Literal["no one", "sum only", "server", "server and all clients"]

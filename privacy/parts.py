@@ -20,7 +20,7 @@ Name = Literal["training", "filter", "release"]
 PARTS: dict[Name, tuple[What, ...]] = {
     "training": ("training",),
     "filter": ("accept mask", "sample weights"),
-    "release": ("summary", "soft labels", "weights"),
+    "release": ("summary", "soft labels", "label means", "weights"),
 }
 
 

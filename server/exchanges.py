@@ -28,6 +28,7 @@ from server import measures
 from server.calls import Talk
 from server.hearing import Hearing, Single, Sizes
 from server.job import Job, Roster
+from server.labels import ByLabel
 from server.picker import Picker
 from server.recorder import Recorder
 from server.secure import SecureSum
@@ -312,5 +313,7 @@ def exchange_of(job: Job, roster: Roster, ledger: Ledger, recorder: Recorder) ->
             if isinstance(job.scenario.privacy.server, SecureAggregation):
                 return SecureSum(job, roster, recorder)
             return SoftLabels(job, roster, ledger, recorder)
+        case "label-means":
+            return ByLabel(job, roster)
         case "weights":
             return Weights(job, roster, recorder)

@@ -28,7 +28,7 @@ class Picker:
         self._method, self._seed = job.scenario.method, job.seed
         self._positions = sizes.positions
         n = sizes.n_samples // sizes.positions
-        self._entropy = np.full(n, np.nan)
+        self._entropy = np.full(n, np.inf)
         self._likeliest = np.full(n, -1, np.int64)
         self._asked: dict[int, NDArray[np.bool_]] = {}
         """Of this round and the one before, whose answers may come late: [records]."""

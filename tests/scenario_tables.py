@@ -32,6 +32,7 @@ NEEDED: dict[str, Toml] = {  # keys without a default
 }
 BESIDE: dict[str, Toml] = {  # what else a row goes with
     **{name: {"method": {"release": {"name": "logits"}}} for name in ("l1", "mse", "bckd")},
+    "labels": {"method": {"name": "fd"}},
     "soft": {"method": {"score": {"name": "logistic"}}},
 }
 

@@ -70,7 +70,7 @@ def test_every_method_of_the_table_is_its_row(name: str) -> None:
 
 def test_a_pool_is_needed_where_something_is_learnt_from_it() -> None:
     alone = {name for name in METHODS if not parse({"method": {"name": name}}).uses_pool}
-    assert alone == {"local-only", "fedavg", "fedprox"}
+    assert alone == {"local-only", "fd", "fedavg", "fedprox"}
 
 
 # --- a method's stages ---

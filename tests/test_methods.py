@@ -64,6 +64,19 @@ def test_what_is_said_to_be_missing_is_not_there() -> None:
     assert not missing & METHODS.keys()
 
 
+def test_the_example_of_a_new_row_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = PAGE.read_text(encoding="utf-8").split("\n### Adding a method\n")[1]
+    code = text.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 30
+    try:
+        exec(compile(code, "docs/methods.md", "exec"), {})
+    finally:
+        METHODS.pop("sharp-edges", None)
+    accuracy, server, accepted = map(float, capsys.readouterr().out.split())
+    assert min(accuracy, server) > 0.3
+    assert 0 < accepted < 1
+
+
 # --- how it plays ---
 
 

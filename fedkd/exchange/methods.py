@@ -1,10 +1,11 @@
 """The table of methods: a published method is one path through the five stages.
 
-What travels up is one of four exchanges; only `soft-labels` runs through the stages:
+What travels is one of five exchanges; only `soft-labels` runs through the stages:
 
 ==============  =======================================================================
 none            nothing: every client learns alone
 soft-labels     answers for accepted proxy samples up, their consensus down
+label-means     means of the answers to private records of a label up, their sums down (FD)
 proxy-labels    nothing up, the proxy set's true labels down: a reference, never a method
 weights         model weights up and their average down (FedAvg): a reference
 ==============  =======================================================================
@@ -23,7 +24,7 @@ from fedkd.exchange.distill import KL, Distill
 from fedkd.exchange.gate import Gate, Open, Quantile, Share, Soft
 from fedkd.exchange.objectives.divergences import CrossEntropy
 from fedkd.exchange.objectives.values import L1
-from fedkd.exchange.regulariser import NoRegulariser, Proximal, Regulariser
+from fedkd.exchange.regulariser import Labels, NoRegulariser, Proximal, Regulariser
 from fedkd.exchange.release import ArgMax, Logits, Probabilities, Release
 from fedkd.exchange.score import KMeans, NoScore, Score
 from fedkd.exchange.scores.distances import Logistic
@@ -31,7 +32,7 @@ from fedkd.exchange.scores.kernels import KuLSIF
 from fedkd.exchange.selection import All, Select
 from fedkd.exchange.student import NoStudent, ServerStudent, Student
 
-Exchange = Literal["none", "soft-labels", "proxy-labels", "weights"]
+Exchange = Literal["none", "soft-labels", "label-means", "proxy-labels", "weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,14 @@ METHODS: dict[str, Method] = {
         release=Logits(),
         combine=Variance(),
         student=ServerStudent(),
+    ),
+    "fd": Method(
+        line="what clients say of a label on average regularises the others (no proxy set)",
+        source="Jeong et al., arXiv 1811.11479, second-hand; gamma as in HtFLlib",
+        exchange="label-means",
+        release=Logits(),
+        distill=CrossEntropy(),
+        regulariser=Labels(),
     ),
     "local-only": Method(
         line="every client learns from its own data alone",

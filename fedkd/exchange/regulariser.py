@@ -28,5 +28,17 @@ class Proximal(Section):
     """At 0 nothing is added: the bits are those of `none`."""
 
 
-Regulariser = Annotated[NoRegulariser | Proximal, Field(discriminator="name")]
-REGULARISERS = table(NoRegulariser, Proximal)
+class Labels(Section):
+    """gamma times a loss to what the other clients say of the record's label on average.
+
+    Source: FD, Jeong et al., arXiv 1811.11479; the loss is `method.distill`'s. gamma 1 as in
+    HtFLlib; the paper's is not known. Only under the exchange `label-means`.
+    """
+
+    name: Literal["labels"] = "labels"
+    gamma: float = Field(1.0, ge=0)
+    mu: ClassVar[float] = 0.0
+
+
+Regulariser = Annotated[NoRegulariser | Proximal | Labels, Field(discriminator="name")]
+REGULARISERS = table(NoRegulariser, Proximal, Labels)

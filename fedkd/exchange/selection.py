@@ -1,8 +1,8 @@
 """Which records of the pool a round is about: a draw by the server, the same for all clients.
 
 A row says in which order it would ask; the server asks the first share of them. It knows what
-it has told so far: of each record the entropy of its last consensus in nats (NaN before there
-is one; of a text, the mean over its positions) and its likeliest class (-1).
+it has told so far: of each record the entropy of its last consensus in nats (infinite before
+there is one; of a text, the mean over its positions) and its likeliest class (-1).
 """
 
 from __future__ import annotations
@@ -55,8 +55,7 @@ class Uncertain(Draw):
     def order(self, entropy: Nats, likeliest: Ids, draws: np.random.Generator) -> Ids:
         """As `Random.order`."""
         chance = draws.permutation(len(entropy))
-        doubt = np.where(np.isnan(entropy), np.inf, entropy)[chance]
-        return chance[np.argsort(-doubt, kind="stable")]
+        return chance[np.argsort(-entropy[chance], kind="stable")]
 
 
 class Coverage(Draw):

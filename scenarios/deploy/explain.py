@@ -116,6 +116,13 @@ def leaving(scenario: Scenario, settings: ClientSettings, world: Federation) -> 
         found.append(Leaving("key", to, rounds, len(key), "a public key of the round"))
         told = "what it shares with clients that were lost, which takes their masks off"
         found.append(Leaving("secrets", "the server", "where some were lost", None, told))
+    if method.exchange == "label-means":
+        held = np.arange(prospect.n_classes, dtype=np.int32)
+        values = np.full((len(held), len(held)), 1 / len(held), np.float32)
+        packed = payload.encode_answer(payload.Answer(seat, 1, held, values))
+        told = "what its model says of its own records of each label on average, and which it holds"
+        to = "the server, and in a sum all clients"
+        found.append(Leaving("label means", to, rounds, len(packed), told))
     if method.exchange == "weights":
         channels, height, width = world.train.x.shape[1:]
         model = zoo.build(

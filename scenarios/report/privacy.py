@@ -35,6 +35,7 @@ WHAT: dict[What, str] = {
     "accept mask": "the choice of proxy samples that it answers",
     "sample weights": "how far it counts for each proxy sample",
     "soft labels": "answers to proxy samples",
+    "label means": "means of answers to private records, by label",
     "weights": "model weights",
 }
 PART = {"training": "training", "filter": "filter", "release": "answers and weights"}

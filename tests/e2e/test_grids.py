@@ -58,6 +58,7 @@ CLASSES: dict[str, dict[str, Any]] = {
     "weights, a draw and the server's model": {
         "method": {"name": "fedaux", "select": {"name": "entropy", "share": 0.3}},
     },
+    "fd": {"method": {"name": "fd"}},
     "secure sums": {"privacy": {"server": {"name": "secure-aggregation"}}},
     "protected": {
         "training": {"rounds": 2, "local": {"batch_size": 256}},

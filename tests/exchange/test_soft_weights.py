@@ -52,6 +52,7 @@ def together(rule: Summed, answers: list[Answer]) -> payload.Consensus:
 # --- the gate ---
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_weights_are_probabilities_of_being_the_client_s(seed: int) -> None:
     draws = stream(seed, "test")
@@ -108,6 +109,7 @@ def test_the_weighted_mean_is_that_of_fractions(seed: int, n_clients: int) -> No
             )
 
 
+@settings(deadline=None)
 @given(SEEDS, st.integers(1, 5), st.floats(1e-8, 1))
 def test_equal_weights_are_the_mean(seed: int, n_clients: int, weight: float) -> None:
     for rule in (Mean(), Power(beta=2.0)):
@@ -121,6 +123,7 @@ def test_equal_weights_are_the_mean(seed: int, n_clients: int, weight: float) ->
         np.testing.assert_allclose(found.values, plain.values, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_of_one_client_it_is_its_own_answers(seed: int) -> None:
     (alone,) = said(seed, 1)
@@ -129,6 +132,7 @@ def test_of_one_client_it_is_its_own_answers(seed: int) -> None:
     np.testing.assert_allclose(found.values, alone.values, rtol=1e-6)
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_a_weight_of_next_to_nothing_is_a_mask(seed: int) -> None:
     first, second = said(seed, 2)
@@ -140,6 +144,7 @@ def test_a_weight_of_next_to_nothing_is_a_mask(seed: int) -> None:
     np.testing.assert_array_equal(found.ids, np.union1d(first.ids, second.ids))
 
 
+@settings(deadline=None)
 @given(SEEDS, st.integers(1, 4))
 def test_variance_weighs_by_numpy_s_and_drops_what_all_answer_evenly(seed: int, n: int) -> None:
     draws = stream(seed, "test")
@@ -156,6 +161,7 @@ def test_variance_weighs_by_numpy_s_and_drops_what_all_answer_evenly(seed: int, 
 # --- the wire ---
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_weights_travel(seed: int) -> None:
     (answer,) = said(seed, 1)

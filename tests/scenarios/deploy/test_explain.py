@@ -68,27 +68,34 @@ def test_what_is_given_in_the_clear_and_measured_is_said(tmp_path: Path, client:
     assert "losses" not in text
 
 
+OPEN = {"gate": {"name": "open"}}
 CONTRIBUTED = {"name": "contributed", "fraction": 0.1}
 FOREIGN = {"name": "foreign", "source": {"name": "digits"}, "size": 40}
 
 
 @pytest.mark.parametrize(
-    ("proxy", "server", "travelled"),
+    ("proxy", "server", "method", "travelled"),
     [
-        (CONTRIBUTED, "plain", {"hello": "query.hello"}),
-        (FOREIGN, "plain", {"hello": "query.hello", "soft labels": "train"}),
-        (FOREIGN, "secure-aggregation", {"key": "query.keys", "soft labels": "train"}),
+        (CONTRIBUTED, "plain", OPEN, {"hello": "query.hello"}),
+        (FOREIGN, "plain", OPEN, {"hello": "query.hello", "soft labels": "train"}),
+        (FOREIGN, "plain", {"name": "fedaux"}, {"soft labels": "train"}),
+        (FOREIGN, "secure-aggregation", OPEN, {"key": "query.keys", "soft labels": "train"}),
     ],
 )
 def test_sizes_are_those_that_travel(
-    tmp_path: Path, client: Path, proxy: dict[str, Any], server: str, travelled: dict[str, str]
+    tmp_path: Path,
+    client: Path,
+    proxy: dict[str, Any],
+    server: str,
+    method: dict[str, Any],
+    travelled: dict[str, str],
 ) -> None:
     """Every sample is answered, so the most that may leave is what leaves, to the byte."""
     configs, simulation = owned(tmp_path)
     scenario = deployed(
         simulation,
         proxy=proxy,
-        method={"gate": {"name": "open"}},
+        method=method,
         privacy={"server": {"name": server}},
     )
     sizes: dict[str, int] = {}
@@ -107,6 +114,25 @@ def test_sizes_are_those_that_travel(
         what: sizes[message] for what, message in travelled.items()
     }
     assert set(sizes) <= {"query.hello", "query.keys", "train"}, "nothing else left"
+
+
+@pytest.mark.parametrize(
+    ("method", "what", "words"),
+    [
+        ({"name": "fedaux"}, "soft labels", "for each a weight, which tells how much it looks"),
+        ({"name": "fd"}, "label means", "on average, and which it holds"),
+    ],
+)
+def test_weights_and_means_are_named(
+    tmp_path: Path, client: Path, method: dict[str, Any], what: str, words: str
+) -> None:
+    configs, simulation = owned(tmp_path)
+    scenario = deployed(simulation, proxy=FOREIGN, method=method)
+    lines = explain(client, scenario, str(configs[0]["data"]))
+    assert any(line.startswith(f"  {what}") for line in lines)
+    assert words in "\n".join(lines)
+    refused = "It would refuse: this client does not agree to the exchange"
+    assert (refused in "\n".join(lines)) == (method["name"] == "fd")
 
 
 def test_measures_stay_where_the_client_says_so(tmp_path: Path) -> None:
