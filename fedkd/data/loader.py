@@ -26,7 +26,7 @@ class Python(Section):
     """
 
     name: Literal["python"] = "python"
-    path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    path: str
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
 
     def load(self) -> Splits:
@@ -34,10 +34,10 @@ class Python(Section):
 
         Raises: FedkdError where there is no such function, or it fails, or returns something else.
         """
-        module, function = self.path.split(":")
+        module, _, function = self.path.partition(":")
         try:
             found = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:  # no name at all
             raise FedkdError(
                 f"the data's loader is not there: {error}",
                 value=self.path,

@@ -446,6 +446,7 @@ def test_a_user_s_own_loader_equals_the_same_arrays_in_a_file(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("path", "why"),
     [
+        ("", "is not there: Empty module name"),
         ("no_such_module:f", "is not there: No module named"),
         ("my_records:other", "is not there: module 'my_records' has no attribute 'other'"),
         ("my_records:broken", "failed: ValueError: no disk"),
