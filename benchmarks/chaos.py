@@ -125,10 +125,13 @@ def main() -> None:
         real.start_all()
         states = [real.folder / "clients" / name / "state" for name in real.names]
 
-        def outcome(cell: Path) -> tuple[object, ...]:
-            said = ledgers([state / "runs" for state in states])
+        def clear() -> None:
             for state in states:
                 shutil.rmtree(state / "runs", ignore_errors=True)
+
+        def outcome(cell: Path) -> tuple[object, ...]:
+            said = ledgers([state / "runs" for state in states])
+            clear()
             return facts(cell / "events.jsonl"), consensus(cell), said
 
         cell, _, undisturbed_s = play(real, [])
@@ -140,6 +143,7 @@ def main() -> None:
             except TimeoutError as error:
                 wrong.append(f"{i}: {error}")
                 print(f"{i:3} STUCK {error} {kills}", flush=True)
+                clear()
                 continue
             killed += done
             seconds.append(took)

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from clients import guard, history, labels, secure, steps
-from clients.client import Client, ProxySet, with_model
+from clients.client import Client, ProxySet, model_part, with_model
 from clients.guard import Guard
 from clients.history import HISTORY
 from clients.place import place_of
@@ -39,8 +39,9 @@ from fedkd import device, payload, payload_secure, protection
 from fedkd.config import from_json
 from fedkd.errors import FedkdError
 from fedkd.exchange.label_means import Peers
-from fedkd.exchange.select import All
+from fedkd.exchange.selection import All
 from fedkd.models.zoo import Classifier
+from fedkd.transcript import SIGNED, model_digest
 from fedkd.wire import STYPE
 from privacy import asked, claims, secagg
 from privacy.claims import Claim
@@ -180,8 +181,12 @@ def _turn(message: Message, context: Context, store_of: Stores, phase: int) -> T
 
 def _finish(turn: Turn, sealed: Sealed | None) -> Message:
     """Keep the client's new state and reply."""
-    turn.store.save(turn.client.id, turn.step, with_model(turn.state, turn.model))
-    return _reply(turn.message, sealed, turn.client)
+    state = with_model(turn.state, turn.model)
+    turn.store.save(turn.client.id, turn.step, state)
+    reply = _reply(turn.message, sealed, turn.client)
+    if turn.client.announces:
+        reply.content[SIGNED] = ConfigRecord({"model": model_digest(model_part(state))})
+    return reply
 
 
 def _answers(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
@@ -387,6 +392,7 @@ def _open(message: Message, context: Context, store_of: Stores) -> tuple[Client,
         device=device.resolve(scenario.device),
         secret=place.secret(job, seed),
         tells=place.consent is None or place.consent.tells,
+        announces=place.state is not None,
     )
     return client, place.store(job) or store_of(config)
 
@@ -442,7 +448,5 @@ def _reply(message: Message, sealed: Sealed | None = None, client: Client | None
         data = sealed.data
         content["payload"] = ArrayRecord({"bytes": Array("uint8", (len(data),), STYPE, data)})
     if client is not None:
-        content["metrics"] = MetricRecord(
-            {key: float(value) for key, value in client.told.items() if np.isfinite(value)}
-        )
+        content["metrics"] = MetricRecord(client.told)
     return Message(content, reply_to=message)

@@ -26,12 +26,15 @@ OPEN = frozenset(
 )
 """Metrics of every client: sizes, which the accounting takes as public, and times."""
 
+Told = dict[str, int | float | list[int] | list[float]]
+"""What Flower's MetricRecord takes."""
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Client:
-    """One client in one round. `metrics` collects what it reports."""
+    """One client in one round. `metrics` and `by_class` collect what it reports."""
 
     scenario: Scenario
     seed: int
@@ -43,7 +46,11 @@ class Client:
     """What is drawn in private comes from it, see `clients.place`; None: from the seed."""
     tells: bool = True
     """Whether it reports what it measures on its private data; else counts and times only."""
+    announces: bool = False
+    """Whether it says, by a hash, which model answers."""
     metrics: dict[str, float] = field(default_factory=dict)
+    by_class: dict[str, list[int]] = field(default_factory=dict)
+    """Counts, one for each class."""
 
     def took(self, phase: str, seconds: float) -> None:
         """Add wall time to the metric `phase_s`."""
@@ -51,9 +58,16 @@ class Client:
         self.metrics[key] = self.metrics.get(key, 0.0) + seconds
 
     @property
-    def told(self) -> dict[str, float]:
-        """The metrics that leave."""
-        return {key: value for key, value in self.metrics.items() if self.tells or key in OPEN}
+    def told(self) -> Told:
+        """The metrics that leave: all that are finite, or the `OPEN` ones alone."""
+        found: Told = {
+            key: float(value)
+            for key, value in self.metrics.items()
+            if np.isfinite(value) and (self.tells or key in OPEN)
+        }
+        if self.tells:
+            found.update(self.by_class)
+        return found
 
     def draws(self, purpose: str) -> np.random.Generator:
         """This client's stream of this round for one purpose."""

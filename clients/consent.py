@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from fedkd.config import Scenario
+from fedkd.data.loader import Python
 from fedkd.data.proxy import Contributed
 from fedkd.errors import FedkdError
 from fedkd.exchange.methods import Exchange
@@ -41,6 +42,13 @@ class Consent(Section):
 
     def check(self, scenario: Scenario) -> None:
         """Raises: FedkdError, with what this client does not agree to."""
+        for source in (scenario.data, getattr(scenario.proxy, "source", None)):
+            if isinstance(source, Python):
+                raise FedkdError(
+                    "this client runs no code that a server names",
+                    value=f"data of {source.path}",
+                    fix="another scenario, or such data in the client's own settings",
+                )
         exchange, proxy, privacy = scenario.method.exchange, scenario.proxy, scenario.privacy
         if exchange not in self.exchanges:
             raise _refused("the exchange", exchange, ", ".join(self.exchanges), "exchanges")

@@ -8,6 +8,7 @@ own client and serialisation, and keeps the ClientApp loaded. It runs no code th
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -50,6 +51,8 @@ from fedkd.errors import FedkdError
 HEARTBEAT_S = 10
 """The shortest that a SuperLink takes; after two of them without one, a node counts as gone."""
 BACK_OFF_S = 0.02
+AGAIN_S, PATIENCE_S = 0.5, 20.0
+"""Between two tries at the rest of a message, and how long it is tried."""
 CLOCK_S = 15
 """How far a client's clock may be off; a SuperLink refuses signatures much older."""
 T = TypeVar("T")
@@ -130,8 +133,15 @@ class Fleet:
         tree, run = found.message_object_trees[0], found.messages_list[0].metadata.run_id
         ids = list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))
         pull = make_pull_object_fn_protobuf(self._client.PullObject, node, run)
-        objects = self._call(lambda: pull_objects(ids, pull, initial_backoff=BACK_OFF_S))
-        return tree.object_id, run, objects
+        deadline = time.monotonic() + PATIENCE_S
+        while True:  # the server has given the message out, and will not do so again
+            try:
+                objects = self._call(lambda: pull_objects(ids, pull, initial_backoff=BACK_OFF_S))
+                return tree.object_id, run, objects
+            except Unreachable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(AGAIN_S)
 
     def confirm(self, run: int, id_: str) -> None:
         """Say that a message was received and kept."""
@@ -202,7 +212,7 @@ def _bare(message: Message) -> Message:
 
 def _refusal(error: httpx.HTTPStatusError, address: str) -> Exception:
     status, found = error.response.status_code, FlowerError.from_json(error.response.text)
-    if status in (502, 503, 504):
+    if status >= 500:  # a proxy without a server, or a SuperLink whose database is busy
         return Unreachable("the server is not ready", value=f"{address}: HTTP {status}")
     if found is not None and found.code == 2007:
         return Gone()
@@ -237,6 +247,8 @@ def no_line(error: Exception, address: str) -> FedkdError:
                 fix="fedkd deploy rotate on the server's side if it has expired; else compare "
                 "ca.crt and the address in client.toml with the server's",
             )
+        if isinstance(cause, ssl.SSLEOFError):  # what is before a server that is down hangs up
+            return Unreachable("the server hangs up before a word is said", value=address)
         if isinstance(cause, ssl.SSLError):
             return FedkdError(
                 f"no TLS with the server: {cause.reason}",

@@ -24,11 +24,16 @@ from safetensors.numpy import load, save
 
 from clients.carry import carry_out
 from clients.fleet import Fleet, Gone, NotAccepted, Unreachable
+from clients.signing import Signer
 from fedkd.files import write
 
 POLL_S = 0.05
 SLOWEST_S = 1.0
 """Between two looks for a message: short after one, longer and longer while none comes."""
+BUSY = 20
+"""Looks are at least so many times as far apart as one takes: where hundreds of clients look, a
+server then has 20 times as much time for one that answers as for one that looks."""
+BUSIEST_S = 15.0
 WAIT_S = 2.0
 """Before the next try at a server that does not answer."""
 GRACE_S = 20.0
@@ -70,14 +75,20 @@ class Node:
     """One client of a deployment, without a thread of its own: `turn` does what there is to do."""
 
     def __init__(
-        self, fleet: Fleet, app: ClientApp, config: UserConfig, folder: Path | None
+        self,
+        fleet: Fleet,
+        app: ClientApp,
+        config: UserConfig,
+        folder: Path | None,
+        signer: Signer | None = None,
     ) -> None:
         self.fleet = fleet
+        self._signer = signer
         self._app, self._config, self._inbox = app, config, Inbox(folder)
         self._id = None if folder is None else folder / "node-id"
 
     def join(self) -> int:
-        """Say that the node is there, and answer what it owes. Returns: its id."""
+        """Say that the node is there. Returns: its id."""
         known = 0
         if self._id is not None:
             with suppress(FileNotFoundError, ValueError):
@@ -85,12 +96,13 @@ class Node:
         node = self.fleet.join(known)
         if self._id is not None and node != known:
             write(self._id, str(node).encode())
-        if (owed := self._inbox.get()) is not None:
-            self._answer(*owed)
         return node
 
     def turn(self) -> bool:
-        """Answer one message. Returns: whether there was one."""
+        """Answer one message, first the one that is owed. Returns: whether there was one."""
+        if (owed := self._inbox.get()) is not None:
+            self._answer(*owed)
+            return True
         found = self.fleet.pull()
         if found is None:
             return False
@@ -122,7 +134,10 @@ class Node:
             state=RecordDict(),
             run_config={},
         )
-        return carry_out(self._app, message, context)
+        reply = carry_out(self._app, message, context)
+        if self._signer is not None:
+            self._signer.sign(message, reply)
+        return reply
 
 
 def serve(node: Node, say: Say, stop: threading.Event, heartbeat_s: int) -> None:
@@ -142,12 +157,14 @@ def serve(node: Node, say: Say, stop: threading.Event, heartbeat_s: int) -> None
                     joined, trouble = True, ""
                     if not beating.is_alive():
                         beating.start()
+                began = time.monotonic()
                 worked = node.turn()
+                least = min(BUSY * (time.monotonic() - began), BUSIEST_S)
                 if trouble:
                     say("the server is back")
                 trouble, refused_since = "", None
                 wait = POLL_S if worked else min(wait * 1.2, SLOWEST_S)
-                stop.wait(0 if worked else wait)
+                stop.wait(0 if worked else max(wait, least))
             except Unreachable as error:
                 if not trouble:
                     trouble = str(error)

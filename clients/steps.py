@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clients import guard, labels
 from clients.client import Client, ProxySet
-from fedkd import cohort, protection, training
+from fedkd import cohort, protection, quality, training
 from fedkd.config_sections import Phase
 from fedkd.data.federation import Federation
 from fedkd.errors import FedkdError
@@ -290,7 +290,8 @@ def measure(clients: Sequence[Client], models: Sequence[Classifier]) -> None:
 
     `own_accuracy` weighs the test set's accuracy within each stratum (of images, the class) by the
     client's shares of them. Of texts, accuracy is over positions, and `perplexity` is e to the
-    mean cross-entropy of the test set's positions in nats.
+    mean cross-entropy of the test set's positions in nats. In the last round, also the quality of
+    the answers: Brier score and, of images, calibration and records found by class.
     """
     world, device = clients[0].world, clients[0].device
     x, y = _test_set(world, device)
@@ -299,7 +300,9 @@ def measure(clients: Sequence[Client], models: Sequence[Classifier]) -> None:
     for ids, block in _blocks("evaluate", clients, [len(x)] * len(clients)):
         learnt = [models[i].eval() for i in ids]
         for client, graded in zip(block, _grades(learnt, x, y), strict=True):
-            hits, nats, positions = (column.double().cpu().numpy() for column in graded)
+            hits, nats, positions, confidence, brier = (
+                column.double().cpu().numpy() for column in graded
+            )
             client.metrics["accuracy"] = float(hits.sum() / positions.sum())
             right, of = (np.bincount(strata, by, n_strata) for by in (hits, positions))
             own = np.where(of > 0, world.counts(client.id), 0)
@@ -308,6 +311,14 @@ def measure(clients: Sequence[Client], models: Sequence[Classifier]) -> None:
                 client.metrics["own_accuracy"] = float((right / np.maximum(of, 1)) @ share)
             if y.ndim == 2:
                 client.metrics["perplexity"] = math.exp(nats.sum() / positions.sum())
+            if client.round < client.scenario.training.rounds:
+                continue
+            client.metrics["brier"] = float(brier.sum() / positions.sum())
+            if y.ndim == 1:
+                found = quality.calibration(confidence, hits)
+                client.metrics.update(zip(("ece", "ece_low", "ece_high"), found, strict=True))
+                client.by_class["class_hits"] = right.astype(int).tolist()
+                client.by_class["class_seen"] = of.astype(int).tolist()
         if len(validation_x):
             for client, graded in zip(
                 block, _grades(learnt, validation_x, validation_y), strict=True

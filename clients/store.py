@@ -135,9 +135,13 @@ class FolderStore:
 
     def ledger(self, client: int) -> Ledger:
         """See `ClientStore`."""
-        folder = self._path(client, 0).parent
+        folder = self.home(client)
         folder.mkdir(parents=True, exist_ok=True)
         return Ledger(folder / "ledger.jsonl")
+
+    def home(self, client: int) -> Path:
+        """The folder of one client."""
+        return self._path(client, 0).parent
 
     def load_pool(self, digest: str) -> bytes | None:
         """See `ClientStore`."""

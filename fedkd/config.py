@@ -20,7 +20,16 @@ from fedkd.config_errors import explain
 from fedkd.config_method import check_method
 from fedkd.config_overrides import apply
 from fedkd.config_privacy import check_axes, check_privacy
-from fedkd.config_sections import Attendance, Grid, Hostile, MethodConfig, Model, Training, Wire
+from fedkd.config_sections import (
+    Attendance,
+    Grid,
+    Hostile,
+    Limits,
+    MethodConfig,
+    Model,
+    Training,
+    Wire,
+)
 from fedkd.data.canaries import Canaries
 from fedkd.data.federation import Federation, build, held
 from fedkd.data.partition import Iid, Natural, Own, Partition, Strong, Virtual
@@ -55,6 +64,7 @@ class Scenario(Section):
     method: MethodConfig = Field(default_factory=lambda: MethodConfig.model_validate({}))
     training: Training = Training()
     attendance: Attendance = Attendance()
+    limits: Limits = Limits()
     privacy: Privacy = Privacy()
     wire: Wire = Wire()
     hostile: Hostile = Hostile()
@@ -85,6 +95,12 @@ class Scenario(Section):
             )
         self._check_wire()
         self._check_hostile()
+        if self.limits.rows < 1 and isinstance(self.privacy.server, SecureAggregation):
+            raise FedkdError(
+                "who answers how many samples is hidden by secure aggregation",
+                value=f"limits.rows = {self.limits.rows:g}",
+                fix="limits.rows = 1",
+            )
         self.privacy.check_server(self.method.exchange, self.method.release.name)
         check_method(self)
         check_privacy(self)

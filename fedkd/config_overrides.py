@@ -17,7 +17,7 @@ from fedkd.exchange.gate import GATES
 from fedkd.exchange.regulariser import REGULARISERS
 from fedkd.exchange.release import RELEASES
 from fedkd.exchange.score import SCORES
-from fedkd.exchange.select import SELECTS
+from fedkd.exchange.selection import SELECTS
 from fedkd.exchange.student import STUDENTS
 from fedkd.protection import FILTERS, PROTECTED_RELEASES, SERVERS, TRAININGS
 

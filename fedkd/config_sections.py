@@ -18,7 +18,7 @@ from fedkd.exchange.methods import METHODS, Exchange
 from fedkd.exchange.regulariser import Regulariser
 from fedkd.exchange.release import Release
 from fedkd.exchange.score import Score
-from fedkd.exchange.select import Select
+from fedkd.exchange.selection import Select
 from fedkd.exchange.student import Student
 from fedkd.models.zoo import MODELS
 from fedkd.rng import stream
@@ -197,6 +197,15 @@ class Attendance(Section):
         3
         """
         return max(1, math.ceil(self.quorum * n_taking_part))
+
+
+class Limits(Section):
+    """The most that one client may do in a run; who does more is refused, the others go on."""
+
+    rows: float = Field(1.0, gt=0, le=1)
+    """Share of the proxy samples that it may answer in a round."""
+    contributed: int | None = Field(None, ge=0)
+    """Records that it may give to the proxy set; None is no limit."""
 
 
 class Grid(Section):

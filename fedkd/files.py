@@ -50,9 +50,12 @@ def locked(folder: Path, name: str = "lock") -> Iterator[None]:
     Waits out who only looks (`is_locked`).
 
     Args: name: of what is locked; an audit's keeps out other audits, and not the run.
-    Raises: FedkdError where another process has it.
+    Raises: FedkdError where another process has it, or the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FedkdError(f"cannot make this folder: {error.strerror}", value=str(folder)) from None
     deadline = time.monotonic() + INSTANT_S
     with (folder / name).open("w") as file:
         while not _taken(file):

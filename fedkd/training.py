@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fedkd.config_sections import Phase
 from fedkd.data.dataset import NO_LABEL, as_input
 from fedkd.models.zoo import Classifier
+from fedkd.quality import brier
 
 EVALUATION_BATCH = 512
 """Records predicted at once, and fewer where `evaluation_batch` says so."""
@@ -183,6 +184,10 @@ class Grades(NamedTuple):
     """float32: cross-entropy of the labels."""
     positions: Tensor
     """int64: how many positions have a label."""
+    confidence: Tensor
+    """float32: probability of the most probable class."""
+    brier: Tensor
+    """float32: see `fedkd.quality.brier`."""
 
 
 @torch.no_grad()
@@ -202,5 +207,9 @@ def grade(logits: Tensor, y: Tensor) -> Grades:
     known = y != NO_LABEL
     nats = cross_entropy(logits.flatten(0, -2), y.flatten()).view(y.shape)
     hits = logits.argmax(dim=-1) == y
+    probs = logits.softmax(dim=-1)
+    confidence = probs.amax(dim=-1) * known
+    squares = brier(probs.flatten(0, -2), y.flatten().clamp_min(0)).view(y.shape) * known
     shape = (len(y), math.prod(y.shape[1:]))
-    return Grades(*(column.view(shape).sum(dim=1) for column in (hits & known, nats, known)))
+    columns = (hits & known, nats, known, confidence, squares)
+    return Grades(*(column.view(shape).sum(dim=1) for column in columns))

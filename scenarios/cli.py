@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ from scenarios.audit.protections import offered
 from scenarios.bench.suite import suite
 from scenarios.budget import forecast, on_target, unit_of, ways_to
 from scenarios.catalogue import catalogue
+from scenarios.compare import plan as comparing
+from scenarios.compare.command import Stopped
+from scenarios.compare.command import compare as carry_out_comparison
+from scenarios.compare.plan import ALWAYS
 from scenarios.deploy import cli as deploy
 from scenarios.doctor import examine
 from scenarios.progress import Progress, table_of
@@ -156,6 +161,13 @@ def audit(
     shadows: Annotated[
         int, typer.Option(min=0, metavar="N", help="Run N more federations as references.")
     ] = 0,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Of a deployment: a client's folder, which says what it held; may be repeated.",
+        ),
+    ] = None,
     protections: Annotated[
         str | None,
         typer.Option(
@@ -194,11 +206,15 @@ def audit(
         raise FedkdError("--set and --out are for --compare", value=str(path))
     else:
         what = _placed(simulate.scenario_of(path), workers, False, None)
+    if key and protections is not None:
+        raise FedkdError("--key is for the run of a deployment", value=str(path))
     words = [word for one in overrides or () for word in ("--set", one)]
+    words += [word for one in key or () for word in ("--key", str(one))]
     how = command.Options(
         parts=tuple(part or ()),
         shadows=shadows,
         grid=None if workers is None else what.grid,
+        keys=tuple(key or ()),
         as_json=as_json,
         console=console,
         words=tuple(words if workers is None else [*words, "--workers", str(workers)]),
@@ -216,6 +232,54 @@ def audit(
         Console(stderr=True).print(f"[bold red]{escape(line)}[/bold red]", soft_wrap=True)
     if contradicted:
         raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    scenario: Annotated[
+        Path, typer.Argument(help="A scenario file, with or without a section [compare].")
+    ],
+    methods: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="As edgefd,fedmd (see fedkd list).")
+    ] = None,
+    splits: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="As strong,iid,dirichlet:0.1.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="NUMBERS", help="As 1,2,3.")] = None,
+    references: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help=f"Rows beside them; {','.join(ALWAYS)} unless given."),
+    ] = None,
+    overrides: Overrides = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Cells side by side, a process each; 0 is one a core.")
+    ] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Where all is kept; runs/NAME-compare unless given.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Methods x splits x seeds: one table, one page; what is done is not done again."""
+    lists = {"methods": methods, "splits": splits, "seeds": seeds, "references": references}
+    flags = {key: _words(text) for key, text in lists.items() if text is not None}
+    what = comparing.load(scenario, overrides or (), flags)
+    folder = out or Path("runs") / f"{what.name}-compare"
+    words = [word for key, text in lists.items() if text is not None for word in (f"--{key}", text)]
+    words += [word for one in overrides or () for word in ("--set", one)]
+    words += [] if workers == 1 else ["--workers", str(workers)]
+    again = shlex.join(["fedkd", "compare", str(scenario), *words, "--out", str(folder)])
+    at_once = workers or len(os.sched_getaffinity(0))
+    try:
+        whole = carry_out_comparison(what, folder, at_once, again, console, as_json)
+    except Stopped:
+        print(f"\nstopped; go on with: {again}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    if not whole:
+        raise typer.Exit(1)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 @app.command()
@@ -256,18 +320,48 @@ def metrics(
 @app.command()
 def track(
     folder: RunFolder,
-    out: Annotated[Path, typer.Option(help="TensorBoard's folder.")] = Path("tensorboard"),
+    to: Annotated[str, typer.Option(help="tensorboard or mlflow.")] = "tensorboard",
+    out: Annotated[
+        str | None,
+        typer.Option(help="A folder for TensorBoard; a tracking URI for MLflow."),
+    ] = None,
     follow: Annotated[bool, typer.Option(help="Go on until the run is over.")] = False,
 ) -> None:
-    """Write a run's rounds for TensorBoard; what is there already is not written again."""
-    with _extra("metrics"):
-        from scenarios.track import track as write
+    """Write a run's rounds for TensorBoard or MLflow; none is written twice."""
+    from scenarios.track import track as write
 
+    where = out or {"mlflow": "sqlite:///mlflow.db"}.get(to, "tensorboard")
     try:
-        n_rounds = write(folder, out, wait=follow)
+        with _extra("mlflow" if to == "mlflow" else "metrics"):
+            n_rounds = write(folder, where, to, wait=follow)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    console.print(f"{n_rounds} rounds written; look: tensorboard --logdir {out}", soft_wrap=True)
+    look = {"mlflow": f"mlflow ui --backend-store-uri {where}"}.get(
+        to, f"tensorboard --logdir {where}"
+    )
+    console.print(f"{n_rounds} rounds written; look: {look}", soft_wrap=True)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="SERVER/state/runs/NAME.")],
+    keys: Annotated[
+        Path | None, typer.Option(help="The server's folder, if the run lies elsewhere.")
+    ] = None,
+    client: Annotated[
+        Path | None, typer.Option(help="CLIENT/state: is all there that this client signed?")
+    ] = None,
+) -> None:
+    """Hold a deployed run to what its clients have signed, answer by answer."""
+    from scenarios.deploy.verify import verify as look
+
+    failed = False
+    for check in look(folder, keys, client):
+        sign = {True: "ok", False: "FAILED", None: "-"}[check.ok]
+        console.print(f"{sign:<7}{check.what}: {check.said}", soft_wrap=True, highlight=False)
+        failed |= check.ok is False
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command(name="list")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,20 @@ from scenarios.spending import Ledgers, Spent, figures, most
 from server.events import Event
 
 Round = dict[str, Any]
+
+
+ROUND_BYTES = ("pool", "up", "down")
+
+
+class Traffic(NamedTuple):
+    """Payload bytes."""
+
+    contributed: int
+    """To the proxy set, up."""
+    pool: int
+    """The proxy set, down."""
+    up: int
+    down: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +64,15 @@ class Cell:
         return max(self.measured, key=_chosen_by)
 
     @property
+    def traffic(self) -> Traffic:
+        """Of all clients and rounds."""
+        sums = [sum(event[f"bytes_{key}"] for event in self.of("round")) for key in ROUND_BYTES]
+        return Traffic(sum(event["bytes_up"] for event in self.of("pool")), *sums)
+
+    @property
     def bytes(self) -> int:
         """All payload bytes, up and down, the proxy pool included."""
-        contributed = sum(int(event["bytes_up"]) for event in self.of("pool"))
-        return contributed + sum(
-            int(event[key])
-            for event in self.of("round")
-            for key in ("bytes_up", "bytes_down", "bytes_pool")
-        )
+        return sum(self.traffic)
 
     @property
     def abstained(self) -> int:
@@ -89,11 +104,12 @@ class Result:
         """One line a row: means over seeds, the standard deviation of the accuracy, what was spent.
 
         Keys: row, seeds, accuracy (last round), accuracy_sd (over seeds; None for one seed),
-        accuracy_worst, own_accuracy, best_accuracy (round chosen on validation), accepted,
-        precision, recall, consensus_accuracy, server_accuracy, perplexity (None where there is
-        none), abstained (clients, over rounds), bytes, seconds, privacy: for each unit and
-        relation, who spent most, over seeds, as `spending.figures` has it; none where nothing was
-        recorded.
+        accuracy_worst, accuracy_worst_tenth, clients_sd (over clients), own_accuracy, best_accuracy
+        (round chosen on validation), accepted, precision, recall, consensus_accuracy,
+        server_accuracy, perplexity, brier, ece, ece_low, ece_high (None where there is none),
+        class_recall (a list, or None), abstained (clients, over rounds), bytes, seconds, privacy:
+        for each unit and relation, who spent most, over seeds, as `spending.figures` has it; none
+        where nothing was recorded.
         """
         return [_line(row, cells, self.spent[row]) for row, cells in self.rows().items()]
 
@@ -112,6 +128,13 @@ def _chosen_by(round_: Round) -> tuple[float, int]:
     return float(round_.get("validation_accuracy", 0.0)), int(round_["round"])
 
 
+def _recalls(rounds: list[Round]) -> list[float | None] | None:
+    """Of each class, the mean over the rounds that know it; None where none knows any."""
+    known = [round_["class_recall"] for round_ in rounds if "class_recall" in round_]
+    by_class = [[one for one in ones if one is not None] for ones in zip(*known, strict=True)]
+    return [float(np.mean(ones)) if ones else None for ones in by_class] or None
+
+
 def _line(row: str, cells: list[Cell], spent: list[Spent]) -> dict[str, Any]:
     def mean(key: str) -> float | None:
         values = [cell.last[key] for cell in cells if cell.last.get(key) is not None]
@@ -127,6 +150,7 @@ def _line(row: str, cells: list[Cell], spent: list[Spent]) -> dict[str, Any]:
             key: mean(key)
             for key in (
                 "accuracy_worst",
+                "accuracy_worst_tenth",
                 "own_accuracy",
                 "accepted",
                 "precision",
@@ -134,8 +158,14 @@ def _line(row: str, cells: list[Cell], spent: list[Spent]) -> dict[str, Any]:
                 "consensus_accuracy",
                 "server_accuracy",
                 "perplexity",
+                "brier",
+                "ece",
+                "ece_low",
+                "ece_high",
             )
         },
+        "clients_sd": mean("accuracy_sd"),
+        "class_recall": _recalls([cell.last for cell in cells]),
         "best_accuracy": float(np.mean([cell.best["accuracy"] for cell in cells])),
         "bytes": round(np.mean([cell.bytes for cell in cells])),
         "seconds": float(np.mean([cell.seconds for cell in cells])),

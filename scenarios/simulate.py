@@ -66,11 +66,11 @@ def simulate(
         plan.check()
     scenario = calibrated(scenario)
     if run_folder is None:
-        cells = [_run_cell(plan, None, listener) for plan in plans(scenario)]
+        cells = [run_cell(plan, None, listener) for plan in plans(scenario)]
     else:
         with locked(run_folder):
-            _keep_scenario(run_folder, scenario)
-            cells = [_run_cell(plan, run_folder, listener) for plan in plans(scenario)]
+            keep_scenario(run_folder, scenario)
+            cells = [run_cell(plan, run_folder, listener) for plan in plans(scenario)]
     return Result(scenario=scenario, folder=run_folder, cells=tuple(cells))
 
 
@@ -150,7 +150,12 @@ def plans(scenario: Scenario) -> list[Plan]:
     return [Plan(row, seed, what) for row, what in rows.items() for seed in scenario.seeds]
 
 
-def _run_cell(plan: Plan, run_folder: Path | None, listener: Listener | None) -> Cell:
+def run_cell(plan: Plan, run_folder: Path | None, listener: Listener | None) -> Cell:
+    """Run a cell, or go on with it; one that is done is only read.
+
+    Args: run_folder: which this process, or its parent, has locked; None keeps nothing on disk.
+    """
+
     def tell(event: Event) -> None:
         if run_folder is None:
             events.append(event)
@@ -200,7 +205,8 @@ def _carry(plan: Plan, folder: Path | None, tell: Callable[[Event], None], own: 
         return {} if folder else spending.read(home / "clients")
 
 
-def _keep_scenario(folder: Path, scenario: Scenario) -> None:
+def keep_scenario(folder: Path, scenario: Scenario) -> None:
+    """Write a run folder's scenario. Raises: FedkdError if it holds a run of another one."""
     path = folder / "scenario.toml"
     text = config.dump(scenario)
     if path.exists() and config.load(path).on(scenario.grid) != scenario:

@@ -21,6 +21,7 @@ from server import rounds
 from server.events import EventLog, Listener
 from server.job import Job, Seats
 from server.recorder import Recorder
+from server.transcript import TRANSCRIPT, Member, Witnessed, member
 
 LEDGER = "server-ledger.jsonl"
 """In the folder of a run: what the server itself released, where clients trust it with their votes.
@@ -35,6 +36,8 @@ DONE = "done"
 FAILED = "failed"
 """In the folder of a deployed run: why it stopped, until it is submitted again."""
 
+NAME = "name"
+"""The file that says what the run is called among all that a client takes part in."""
 UPLOADS = "uploads"
 """In the folder of a run with `audit`: the recording of what the server heard and told."""
 
@@ -125,11 +128,14 @@ def _deployed(grid: Grid, folder: Path, nodes: Path) -> None:
     die_with_parent(signal.SIGKILL)
     with locked(folder):
         try:
-            scenario, seats = load(folder / "scenario.toml"), seats_of(nodes)
+            scenario, members = load(folder / "scenario.toml"), members_of(nodes)
+            seats = {node: one.seat for node, one in members.items()}
             for seed in scenario.seeds:
                 cell = folder / scenario.method.name / f"seed-{seed}"
                 if not (cell / DONE).exists():
-                    _run(grid, scenario, seed, cell, print_round, seats=seats)
+                    cell.mkdir(parents=True, exist_ok=True)
+                    witnessed = Witnessed(grid, cell / TRANSCRIPT, members)
+                    _run(witnessed, scenario, seed, cell, print_round, seats=seats)
                     (cell / DONE).touch()
         except httpx.HTTPError:
             raise
@@ -138,21 +144,21 @@ def _deployed(grid: Grid, folder: Path, nodes: Path) -> None:
             raise
 
 
-def seats_of(path: Path) -> Seats:
-    """Node ids and their clients of a JSON file {"node id": {"seat": client}, …}.
+def members_of(path: Path) -> dict[int, Member]:
+    """Node ids and who they are, of a JSON file {"node id": {"seat": client, "key": …}, …}.
 
     Raises: FedkdError where it cannot be read.
     """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        return {int(node): int(about["seat"]) for node, about in table.items()}
+        return {int(node): member(int(one["seat"]), one["key"]) for node, one in table.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise FedkdError(f"cannot read who may take part: {error}", value=str(path)) from None
 
 
 def _name_of(folder: Path) -> str:
     """What the run is called among all that a client takes part in: made once, and kept."""
-    path = folder / "name"
+    path = folder / NAME
     if not path.exists():
         write(path, secrets.token_hex(16).encode())
     return path.read_text()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from fedkd import payload
@@ -16,7 +16,7 @@ from fedkd.errors import FedkdError, PayloadError
 from fedkd.models.zoo import Shape
 from server.calls import POLL_S, ask, payload_of
 from server.events import EventLog
-from server.job import Job, Roster, Seats
+from server.job import Job, Roster
 
 HELLO_TIMEOUT_S = 600.0
 LOOK_S = 0.5
@@ -94,24 +94,63 @@ def require(n_there: int, n_clients: int, scenario: Scenario, reasons: Sequence[
         )
 
 
+class Met(NamedTuple):
+    """Who was greeted; why others may not take part, and who was lost on the way, by node id."""
+
+    greeted: Greeted
+    refused: dict[int, str]
+    lost: dict[int, str]
+
+
+def assemble(grid: Grid, ids: Sequence[int], job: Job, log: EventLog) -> Greeted:
+    """Greet the nodes that are there to begin, and whoever comes while some have not answered.
+
+    Who was lost on the way (a server that is restarted loses sight of its clients) is asked again,
+    for at most `attendance.gather_s`. Who holds another kind of samples than most is left out.
+    Raises: FedkdError if fewer clients than are needed may take part.
+    """
+    deadline = time.monotonic() + job.scenario.attendance.gather_s
+    met = Met({}, {}, {})
+    while True:
+        known = {node for node, _ in met.greeted.values()} | met.refused.keys()
+        new = [node for node in ids if node not in known]
+        met = greet(grid, new, job, log, HELLO_TIMEOUT_S, met)
+        whole = not met.lost and len(ids) >= job.n_clients
+        if whole or steady(grid) or time.monotonic() > deadline:
+            break
+        time.sleep(LOOK_S)
+        ids = _listed(grid)
+    kinds = Counter(kind_of(hello) for _, hello in met.greeted.values())
+    usual = max(kinds, key=kinds.__getitem__, default=None)  # of equals that of the first client
+    reasons = [*met.refused.values(), *met.lost.values()]
+    for client, (_, hello) in list(met.greeted.items()):
+        if (kind := kind_of(hello)) != usual:
+            del met.greeted[client]
+            reasons.append(f"holds other samples: {kind}, not {usual}")
+            log.emit("refused", round=0, client=client, step="hello", reason=reasons[-1])
+    require(len(met.greeted), job.n_clients, job.scenario, reasons)
+    return met.greeted
+
+
 def greet(
-    grid: Grid, ids: Sequence[int], content: RecordDict, seats: Seats | None, log: EventLog
-) -> tuple[Greeted, list[str]]:
+    grid: Grid, ids: Sequence[int], job: Job, log: EventLog, timeout_s: float, before: Met
+) -> Met:
     """Ask nodes who they are; by client, ascending. Who may not take part is logged and left out.
 
     A node speaks for its own seat only, and one node for a client: the first by node id.
-    Returns: who may take part, and why others may not.
+    Args: before: what others said before them.
     """
-    greeted: Greeted = {}
-    reasons: list[str] = []
-    for reply in ask(grid, {node: node for node in ids}, content, "query.hello", HELLO_TIMEOUT_S):
+    greeted, refused, lost = dict(before.greeted), dict(before.refused), dict[int, str]()
+    content, seats = job.content(0), job.seats
+    for reply in ask(grid, {node: node for node in ids}, content, "query.hello", timeout_s):
         node = reply.client
+        client = -1 if seats is None else seats.get(node, -1)
         try:
             data = payload_of(reply.content)
             if data is None:
                 raise PayloadError(f"no hello: {reply.failure}")
             hello = payload.decode_hello(data)
-            if seats is not None and seats.get(node) != hello.client:
+            if seats is not None and client != hello.client:
                 raise PayloadError(
                     f"node {node} speaks for a client that is not its own",
                     value=hello.client,
@@ -119,12 +158,19 @@ def greet(
                 )
             if hello.client in greeted:
                 raise PayloadError("two nodes speak for one client", value=hello.client)
+            most = job.scenario.limits.contributed
+            if most is not None and len(hello.contribution) > most:
+                raise PayloadError(
+                    "gives more records to the proxy set than limits.contributed allows",
+                    value=len(hello.contribution),
+                    allowed=str(most),
+                )
             greeted[hello.client] = (node, hello)
         except PayloadError as error:
-            reasons.append(str(error))
-            client = -1 if seats is None else seats.get(node, -1)
-            log.emit("refused", round=0, client=client, step="hello", reason=reasons[-1])
-    return dict(sorted(greeted.items())), reasons
+            (lost if reply.lost else refused)[node] = str(error)
+            if before.lost.get(node) != str(error):  # not once a look
+                log.emit("refused", round=0, client=client, step="hello", reason=str(error))
+    return Met(dict(sorted(greeted.items())), refused, lost)
 
 
 def look(grid: Grid, job: Job, roster: Roster, log: EventLog, round_: int) -> None:
@@ -142,7 +188,9 @@ def look(grid: Grid, job: Job, roster: Roster, log: EventLog, round_: int) -> No
         del nodes[client]
         log.emit("left", round=round_, client=client)
     new = [node for node in listed if node not in known]
-    for client, (node, hello) in greet(grid, new, job.content(0), job.seats, log)[0].items():
+    timeout_s = min(job.scenario.training.timeout_s, HELLO_TIMEOUT_S)
+    met = greet(grid, new, job, log, timeout_s, Met({}, {}, {}))
+    for client, (node, hello) in met.greeted.items():
         kind, taken = kind_of(hello), client in nodes
         if taken or kind != Kind(roster.shape, roster.dtype, roster.n_classes):
             reason = "another node speaks for it" if taken else f"holds other samples: {kind}"

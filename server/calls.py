@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple, Protocol, TypeVar
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedkd.payload import Bytes
@@ -16,6 +17,12 @@ from server.link import pull
 POLL_S = 0.02
 GRACE_S = 600.0
 """How much longer than the server waits a message lives, for the sake of late answers."""
+LOST = (
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+)
+"""What a SuperLink says in place of a client that it has lost sight of."""
 Read = TypeVar("Read")
 
 
@@ -25,6 +32,8 @@ class Reply(NamedTuple):
     client: int
     content: RecordDict | None
     failure: str | None
+    lost: bool = False
+    """Whether the client itself said nothing: it was silent, or its line broke."""
 
 
 class Talk(Protocol):
@@ -72,7 +81,7 @@ def ask(
                 sender = ids.pop(message.metadata.reply_to_message_id)
                 arrived[sender] = _reply(sender, message)
             if client not in arrived and time.monotonic() > deadline:
-                arrived[client] = Reply(client, None, f"silent for {timeout_s:g} s")
+                arrived[client] = Reply(client, None, f"silent for {timeout_s:g} s", True)
             elif not pulled:
                 time.sleep(POLL_S)
         yield arrived.pop(client)
@@ -103,5 +112,6 @@ def record_of(data: Bytes) -> ArrayRecord:
 
 def _reply(client: int, message: Message) -> Reply:
     if message.has_error():
-        return Reply(client, None, f"failed: {message.error.reason}")
+        lost = message.error.code in LOST
+        return Reply(client, None, f"failed: {message.error.reason}", lost)
     return Reply(client, message.content, None)

@@ -50,6 +50,7 @@ class Hearing:
         self._simplex = scenario.method.release.simplex
         self._sent = isinstance(scenario.method.gate, Soft)
         self._sizes = sizes
+        self._most_rows = int(scenario.limits.rows * sizes.n_samples)
         self._world = world
         self._strata = strata
         shape = sizes.n_samples, sizes.n_classes
@@ -61,12 +62,24 @@ class Hearing:
             self.votes = self._rule.start(*shape)
 
     def check(self, round_: int, client: int, data: payload.Bytes) -> AnyAnswer:
-        """One client's answers, decoded. Raises: PayloadError if they break the contract."""
+        """One client's answers, decoded. Raises: PayloadError if they break the contract, or
+        are more than `limits.rows` allows."""
         of = {"client": client, "round_": round_, "n_samples": self._sizes.n_samples}
         of["n_classes"] = self._sizes.n_classes
+        answer: AnyAnswer
         if self._coding is None:
-            return payload.decode_answer(data, simplex=self._simplex, weighed=self._sent, **of)
-        return payload.decode_coded_answer(data, coding=self._coding, weighed=self._sent, **of)
+            answer = payload.decode_answer(data, simplex=self._simplex, weighed=self._sent, **of)
+        else:
+            answer = payload.decode_coded_answer(
+                data, coding=self._coding, weighed=self._sent, **of
+            )
+        if len(answer.ids) > self._most_rows:
+            raise PayloadError(
+                "answers more samples than limits.rows allows",
+                value=len(answer.ids),
+                allowed=f"{self._most_rows} of {self._sizes.n_samples}",
+            )
+        return answer
 
     def take(self, answer: AnyAnswer) -> dict[str, Any]:
         """Add a checked answer to the votes, and measure the client's filter."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkd import quality
 from fedkd.exchange.consensus import Consensus
 
 
@@ -67,9 +68,15 @@ def of_consensus(
     return said
 
 
-def over_clients(reports: list[dict[str, float]]) -> dict[str, float]:
-    """Mean, spread (standard deviation) and worst of the clients' accuracies; means of the rest."""
-    summary: dict[str, float] = {}
+def over_clients(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean, spread (standard deviation) and worst of the clients' accuracies; means of the rest.
+
+    `accuracy_worst_tenth` is the mean of the worst tenth of the clients, `class_recall` that of all
+    clients together. The means of `ece_low` and `ece_high` are a cautious interval of the mean
+    calibration error, also where clients share a test set: no mean spreads by more than the mean of
+    the spreads.
+    """
+    summary: dict[str, Any] = {}
     for key in (
         "accuracy",
         "own_accuracy",
@@ -81,6 +88,10 @@ def over_clients(reports: list[dict[str, float]]) -> dict[str, float]:
         "exposure_own",
         "exposure_peers",
         "exposure_controls",
+        "brier",
+        "ece",
+        "ece_low",
+        "ece_high",
     ):
         values = [report[key] for report in reports if key in report]
         if values:
@@ -89,4 +100,18 @@ def over_clients(reports: list[dict[str, float]]) -> dict[str, float]:
     if accuracies:
         summary["accuracy_sd"] = float(np.std(accuracies))
         summary["accuracy_worst"] = float(np.min(accuracies))
+        summary["accuracy_worst_tenth"] = quality.worst(accuracies)
+    counted = [[report[key] for key in BY_CLASS] for report in reports if _counts(report)]
+    alike = [counts for counts in counted if len(counts[0]) == len(counted[0][0])]
+    if alike:
+        summary["class_recall"] = quality.recalls(*np.sum(alike, axis=0))
     return summary
+
+
+BY_CLASS = ("class_hits", "class_seen")
+
+
+def _counts(report: dict[str, Any]) -> bool:
+    """Whether a report has counts by class, of as many classes each."""
+    hits, seen = (report.get(key) for key in BY_CLASS)
+    return isinstance(hits, list) and isinstance(seen, list) and len(hits) == len(seen)

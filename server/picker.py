@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedkd import payload
 from fedkd.errors import PayloadError
 from fedkd.exchange.consensus import Consensus
-from fedkd.exchange.select import All
+from fedkd.exchange.selection import All
 from fedkd.rng import stream
 from server.hearing import Sizes
 from server.job import Job

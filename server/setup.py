@@ -12,7 +12,6 @@ from flwr.serverapp import Grid
 
 from fedkd import payload
 from fedkd.data.proxy import Foreign
-from fedkd.errors import FedkdError
 from server import attendance
 from server.attendance import Kind, kind_of
 from server.events import EventLog
@@ -28,7 +27,7 @@ def set_up(grid: Grid, job: Job, log: EventLog, kept: Path | None = None) -> Ros
     Nodes are greeted where only they know which client they are, or what it gives to the pool;
     a grid of our own names its nodes in partition order, and then nobody is asked for nothing.
     Args: kept: the pool of a run that goes on: who gave to it need not be there any more.
-    Raises: FedkdError if fewer clients than are needed are there, or they hold different kinds.
+    Raises: FedkdError if fewer clients than are needed are there.
     """
     world = job.world
     nodes: dict[int, int] | range
@@ -39,11 +38,10 @@ def set_up(grid: Grid, job: Job, log: EventLog, kept: Path | None = None) -> Ros
         channels, height, width = world.train.x.shape[1:]
         kind = Kind((channels, height, width), world.train.x.dtype, world.train.n_classes)
     else:
-        greeted, reasons = attendance.greet(grid, ids, job.content(0), job.seats, log)
+        greeted = attendance.assemble(grid, ids, job, log)
         nodes = {client: node for client, (node, _) in greeted.items()}
         hellos = [hello for _, hello in greeted.values()]
-        attendance.require(len(nodes), job.n_clients, job.scenario, reasons)
-        kind = _one_kind(hellos)
+        kind = kind_of(hellos[0])
     _say_hello(job, hellos, log)
     pool, truth, packed, digest = None, None, None, ""
     if job.scenario.uses_pool:
@@ -107,18 +105,6 @@ def _say_hello(job: Job, hellos: Sequence[payload.Hello], log: EventLog) -> None
 def _gives(job: Job) -> bool:
     """Whether clients give samples to the pool."""
     return job.scenario.uses_pool and job.scenario.proxy.name == "contributed"
-
-
-def _one_kind(hellos: Sequence[payload.Hello]) -> Kind:
-    """What all clients hold. Raises: FedkdError if they do not hold the same."""
-    kinds = {kind_of(hello) for hello in hellos}
-    if len(kinds) > 1:
-        raise FedkdError(
-            "clients hold samples of different shape, type or number of classes",
-            value=sorted(map(str, kinds)),
-            fix="give all clients data of one kind",
-        )
-    return kinds.pop()
 
 
 def _pool(job: Job, hellos: Sequence[payload.Hello], kind: Kind) -> payload.Pool:

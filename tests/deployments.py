@@ -20,7 +20,7 @@ from scenarios.deploy import init, runs
 from scenarios.deploy.runs import Run
 from server.events import read
 
-UP_S = 60.0
+UP_S = 120.0
 Facts = dict[str, Any]
 
 

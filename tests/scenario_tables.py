@@ -12,12 +12,17 @@ from fedkd.errors import FedkdError
 from fedkd.section import Section
 
 Toml = dict[str, Any]
-FILES = sorted((Path(__file__).parents[1] / "scenarios").glob("*.toml"))
+FILES = [  # a comparison's plan is more than a scenario; tests/scenarios/compare loads those
+    path
+    for path in sorted((Path(__file__).parents[1] / "scenarios").glob("*.toml"))
+    if not path.stem.startswith("compare-")
+]
 EDGEFD = Path(__file__).parents[1] / "scenarios" / "edgefd-digits.toml"
 NEEDED: dict[str, Toml] = {  # keys without a default
     "constant": {"value": 0.5},
     "budget": {"m": 50},
     "npz": {"path": "x.npz"},
+    "python": {"path": "package.module:function"},
     "huggingface": {"path": "mnist"},
     "text": {"path": "texts"},
     "huggingface-text": {"path": "wikitext"},

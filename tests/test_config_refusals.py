@@ -230,3 +230,8 @@ def test_mistakes_name_the_file_that_they_are_in(tmp_path: Path) -> None:
         load(path)
     with pytest.raises(FedkdError, match=r"'training.round' in the server's scenario;"):
         from_json('{"training": {"round": 1}}')
+
+
+def test_a_limit_that_nobody_can_check_is_refused() -> None:
+    table = {"limits": {"rows": 0.5}, "privacy": {"server": {"name": "secure-aggregation"}}}
+    assert "who answers how many samples is hidden" in refusal(table)

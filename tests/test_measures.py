@@ -114,6 +114,7 @@ def test_clients_are_summed_up_over_those_that_report(reports: list[dict[str, fl
     if accuracies:
         expected["accuracy_sd"] = statistics.pstdev(accuracies)
         expected["accuracy_worst"] = min(accuracies)
+        expected["accuracy_worst_tenth"] = min(accuracies)  # of up to ten clients
     got = over_clients(reports)
     assert got.keys() == expected.keys()
     assert got == pytest.approx(expected, abs=1e-12)
@@ -122,6 +123,28 @@ def test_clients_are_summed_up_over_those_that_report(reports: list[dict[str, fl
 def test_spread_and_worst_are_those_of_the_clients() -> None:
     reports: list[dict[str, float]] = [{"accuracy": 0.9}, {"accuracy": 0.5}, {"recall": 1.0}]
     assert over_clients(reports) == pytest.approx(
-        {"accuracy": 0.7, "accuracy_sd": 0.2, "accuracy_worst": 0.5, "recall": 1.0}
+        {
+            "accuracy": 0.7,
+            "accuracy_sd": 0.2,
+            "accuracy_worst": 0.5,
+            "accuracy_worst_tenth": 0.5,
+            "recall": 1.0,
+        }
     )
     assert over_clients([]) == over_clients([{}, {}]) == {}
+
+
+def test_the_worst_tenth_of_many_clients_is_their_mean() -> None:
+    reports = [{"accuracy": at / 100} for at in range(20, 50)]
+    assert over_clients(reports)["accuracy_worst_tenth"] == pytest.approx(0.21)
+
+
+def test_classes_are_found_by_all_clients_together_and_nonsense_does_not_count() -> None:
+    def counts(hits: object, seen: object) -> dict[str, Any]:
+        return {"class_hits": hits, "class_seen": seen}
+
+    sound = [counts([1, 0, 0], [2, 4, 0]), counts([2, 1, 0], [2, 4, 0])]
+    broken = [counts([1], [1]), counts(3.0, 4.0), counts([1, 1, 1], [1]), {"class_hits": [1]}]
+    found = over_clients([*sound, *broken])["class_recall"]
+    assert found == [3 / 4, 1 / 8, None]
+    assert "class_recall" not in over_clients(broken[1:])

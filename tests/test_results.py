@@ -120,11 +120,13 @@ def test_rows_keep_their_order_and_gather_their_seeds() -> None:
 
 
 def test_a_line_is_the_mean_over_seeds_of_the_last_rounds() -> None:
-    last = [
+    last: list[dict[str, Any]] = [
         {"accuracy": 0.5, "own_accuracy": 0.75, "consensus_accuracy": 0.25, "accepted": 0.1},
         {"accuracy": 0.75, "own_accuracy": 0.25, "consensus_accuracy": None},
-        {"accuracy": 1.0, "own_accuracy": 0.5},
+        {"accuracy": 1.0, "own_accuracy": 0.5, "brier": 0.5, "accuracy_sd": 0.125},
     ]
+    last[0]["class_recall"] = [0.25, 1.0, None]
+    last[2]["class_recall"] = [0.75, None, None]
     cells = [
         cell(round_(1, accuracy=0.0), round_(2, seconds=seed, **fields), seed=seed)
         for seed, fields in enumerate(last)
@@ -146,6 +148,13 @@ def test_a_line_is_the_mean_over_seeds_of_the_last_rounds() -> None:
         "seconds": 3.0,
         "server_accuracy": None,
         "perplexity": None,
+        "accuracy_worst_tenth": None,
+        "clients_sd": 0.125,
+        "brier": 0.5,
+        "ece": None,
+        "ece_low": None,
+        "ece_high": None,
+        "class_recall": [0.5, 1.0, None],
         "abstained": 0.0,
         "privacy": [],
     }

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.message.message import make_message
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from clients.app import app as client_app
 from clients.carry import carry_out
+from clients.signing import Signer
 from fedkd import config
 from fedkd.config import Scenario
 from privacy.ledger import Ledger
@@ -29,14 +31,22 @@ FIRST = 5000
 class Wandering(LocalGrid):
     """Carries messages to the nodes in `here`; replies of `late` (node, round) come later."""
 
-    def __init__(self, configs: Sequence[Mapping[str, Any]], app: ClientApp = client_app) -> None:
+    def __init__(
+        self,
+        configs: Sequence[Mapping[str, Any]],
+        app: ClientApp = client_app,
+        signers: Mapping[int, Signer] | None = None,
+    ) -> None:
         super().__init__(0)
+        self._signers = signers or {}
         self._configs = {FIRST + i: dict(each) for i, each in enumerate(configs)}
         self._app = app
         self._waiting: dict[str, Message] = {}
         self._held: dict[str, tuple[int, Message]] = {}
         self.here = set(self._configs)
         self.late: set[tuple[int, int]] = set()
+        self.unseen: set[int] = set()
+        """Nodes whose next message is answered by the SuperLink, which has lost sight of them."""
         self.round = 0
         self.delivered: list[tuple[str, int, int]] = []
         """Type, node and round of each message that was carried out."""
@@ -62,6 +72,11 @@ class Wandering(LocalGrid):
             node = message.metadata.dst_node_id
             if node not in self.here:
                 continue  # silence
+            if node in self.unseen:
+                self.unseen.remove(node)
+                gone = Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable")
+                replies.append(Message(gone, reply_to=message))
+                continue
             reply = self._carried_out(message)
             if (node, self.round) in self.late and message.metadata.message_type == "train":
                 self._held[id_] = (self.round, reply)
@@ -82,7 +97,11 @@ class Wandering(LocalGrid):
         own = message.content.copy()
         for key, record in message.content.items():
             own[key] = record.copy()
-        return carry_out(self._app, make_message(metadata, own), context)
+        given = make_message(metadata, own)
+        reply = carry_out(self._app, given, context)
+        if metadata.dst_node_id in self._signers:
+            self._signers[metadata.dst_node_id].sign(given, reply)
+        return reply
 
 
 def owned(folder: Path, clients: int = 3) -> tuple[list[dict[str, Any]], Scenario]:

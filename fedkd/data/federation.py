@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -256,6 +256,50 @@ def held(source: Source, seat: int, partition: Own, proxy: Proxy | None, seed: i
         tokens=source.tokens if isinstance(source, Reading) else None,
         seed=seed,
     )
+
+
+def joined(
+    parts: Mapping[int, Federation], n_clients: int, public_x: Tensor | None, seed: int
+) -> Federation:
+    """What is known where some clients of a deployment, by seat, say what they hold.
+
+    The others hold nothing here. `parts` as `held` gives them; `public_x`: of a proxy set that no
+    client gave to. Two clients' topics are not the same, whatever their numbers.
+    Raises: FedkdError where nobody says anything, or the parts are not of one kind.
+    """
+    sets = [parts[seat].train for seat in sorted(parts)]
+    if len({(one.x.dtype, one.x.shape[1:], one.n_classes) for one in sets}) != 1:
+        raise FedkdError("clients' data are not of one kind, or there are none", value=len(sets))
+    starts = np.cumsum([0, *map(len, sets)])
+    at = dict(zip(sorted(parts), starts, strict=False))
+    nothing = np.empty(0, np.int64)
+    any_part = next(iter(parts.values()))
+    return Federation(
+        train=_concatenated(sets),
+        test=_concatenated([parts[seat].test for seat in sorted(parts)]),
+        validation_ids=nothing,
+        private=tuple(
+            at[i] + parts[i].private[i] if i in parts else nothing for i in range(n_clients)
+        ),
+        contributed=tuple(
+            at[i] + parts[i].contributed[i] if i in parts else nothing for i in range(n_clients)
+        ),
+        public_x=public_x,
+        public_y=None,
+        public_strata=None,
+        canaries=(),
+        tokens=any_part.tokens,
+        seed=seed,
+    )
+
+
+def _concatenated(sets: Sequence[Dataset]) -> Dataset:
+    x, y = torch.cat([one.x for one in sets]), torch.cat([one.y for one in sets])
+    first = sets[0]
+    if not first.is_text:
+        return Dataset(x, y, first.n_classes)
+    topics = np.concatenate([one.topics for one in sets if one.topics is not None])
+    return Dataset(x, y, first.n_classes, None, topics, max(one.n_topics for one in sets))
 
 
 def _among(part: Dataset, n_classes: int) -> Dataset:

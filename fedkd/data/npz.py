@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,9 +46,9 @@ class Npz(Section):
         if not files:
             raise FedkdError("no .npz file in this folder", value=self.path, fix="set data.path")
         archives = {file: _read(file) for file in files}
-        train = [_pair(file, arrays, "") for file, arrays in archives.items()]
+        train = [pair(file, arrays, "") for file, arrays in archives.items()]
         test = [
-            _pair(file, arrays, "_test")
+            pair(file, arrays, "_test")
             for file, arrays in archives.items()
             if {"x_test", "y_test"} & arrays.keys()
         ]
@@ -79,7 +80,10 @@ def _read(file: Path) -> dict[str, NDArray[Any]]:
         ) from None
 
 
-def _pair(file: Path, arrays: dict[str, NDArray[Any]], suffix: str) -> tuple[Tensor, Tensor]:
+def pair(
+    file: Path | str, arrays: Mapping[str, NDArray[Any]], suffix: str
+) -> tuple[Tensor, Tensor]:
+    """Images and labels, the arrays x and y with a suffix. Raises: FedkdError; `file` is named."""
     missing = {f"x{suffix}", f"y{suffix}"} - arrays.keys()
     if missing:
         raise FedkdError(f"{file}: no array {min(missing)}", value=sorted(arrays))

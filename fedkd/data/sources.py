@@ -13,6 +13,7 @@ from fedkd.data.dataset import Splits
 from fedkd.data.huggingface import HuggingFace
 from fedkd.data.huggingface_text import HuggingFaceText
 from fedkd.data.idx import Idx
+from fedkd.data.loader import Python
 from fedkd.data.npz import Npz
 from fedkd.data.text import Pydoc, TextFolder
 from fedkd.section import Section, table
@@ -38,10 +39,10 @@ class Digits(Section):
 
 
 Source = Annotated[
-    Digits | Idx | Npz | HuggingFace | TextFolder | Pydoc | HuggingFaceText,
+    Digits | Idx | Npz | Python | HuggingFace | TextFolder | Pydoc | HuggingFaceText,
     Field(discriminator="name"),
 ]
-SOURCES = table(Digits, Idx, Npz, HuggingFace, TextFolder, Pydoc, HuggingFaceText)
+SOURCES = table(Digits, Idx, Npz, Python, HuggingFace, TextFolder, Pydoc, HuggingFaceText)
 
 
 @lru_cache(maxsize=4)

@@ -29,7 +29,7 @@ from fedkd.exchange.release import ArgMax, Logits, Probabilities, Release
 from fedkd.exchange.score import KMeans, NoScore, Score
 from fedkd.exchange.scores.distances import Logistic
 from fedkd.exchange.scores.kernels import KuLSIF
-from fedkd.exchange.select import All, Select
+from fedkd.exchange.selection import All, Select
 from fedkd.exchange.student import NoStudent, ServerStudent, Student
 
 Exchange = Literal["none", "soft-labels", "label-means", "proxy-labels", "weights"]

@@ -21,7 +21,7 @@ from fedkd.models.text import Memory, Reader
 from fedkd.models.zoo import Classifier
 
 BATCH = 1024
-"""Contexts that the model reads at once."""
+"""Beginnings that the model goes on with at once."""
 
 NULL_BITS = math.log2(math.e)
 """Mean exposure of a secret that the model knows nothing of, in a large space: not 0 but 1.44."""
@@ -75,8 +75,8 @@ def candidate_losses(
     Shapes: `prefix` int16 [p >= 1]; `blanks` int16 [s_k], for each place k of the secret the tokens
     that may stand there; returns float64 [s_0 * s_1 * …], the last place changing fastest.
 
-    The prefix is read once, and candidates that begin alike share what the model says of their
-    beginning, so that a million secrets of six digits take 111,111 contexts of up to six tokens.
+    The prefix is read once, and candidates that begin alike share their beginning, so that a
+    million secrets of six digits take 111,111 tokens.
     The model is put into evaluation mode.
     Raises: FedkdError for a model of images.
     """
@@ -86,24 +86,28 @@ def candidate_losses(
     device = next(model.parameters()).device
     whole = torch.from_numpy(prefix).long().to(device)[None]
     memory: Memory = model.body.read(whole[:, :-1])[1] if whole.shape[1] > 1 else ()
-    contexts = whole[:, -1:]  # the prefix's last token and then a beginning of the secret
-    losses = torch.zeros(1, dtype=torch.float64, device=device)
-    for place, symbols in enumerate(blanks):
-        choices = torch.from_numpy(symbols).long().to(device)
-        blocks = torch.split(contexts, BATCH)
-        step = torch.cat([_losses(model, model.body, memory, block, choices) for block in blocks])
-        losses = (losses[:, None] + step).flatten()
-        if place + 1 < len(blanks):
-            grown = contexts.repeat_interleave(len(choices), dim=0)
-            contexts = torch.cat([grown, choices.repeat(len(contexts))[:, None]], dim=1)
-    return losses.cpu().numpy()
+    choices = [torch.from_numpy(symbols).long().to(device) for symbols in blanks]
+    return _losses(model, model.body, memory, whole[:, -1:], choices)[0].cpu().numpy()
 
 
 def _losses(
-    model: Classifier, body: Reader, memory: Memory, contexts: Tensor, choices: Tensor
+    model: Classifier, body: Reader, memory: Memory, last: Tensor, choices: Sequence[Tensor]
 ) -> Tensor:
-    """Nats, float64 [b, s], of each of the tokens `choices` [s] after each context [b, k]."""
-    shared = tuple(part.expand(len(contexts), *part.shape[1:]) for part in memory)
-    last = body.read(contexts, shared)[0][:, -1]
-    logs: Tensor = model.head(last).double().log_softmax(dim=1)
-    return -logs[:, choices]
+    """Nats, float64 [b, s_0 * s_1 * …], of all that may follow b beginnings.
+
+    Shapes: `last` int64 [b, 1], the token that each beginning ends with; `memory` of b beginnings
+    without it; `choices` int64 [s_k], the tokens of each place that is left.
+    """
+    states, memory = body.read(last, memory)
+    logs: Tensor = model.head(states[:, -1]).double().log_softmax(dim=1)
+    here = -logs[:, choices[0]]
+    if len(choices) == 1:
+        return here
+    n = len(choices[0])
+    grown = choices[0].repeat(len(last))[:, None]
+    memories = [torch.split(part.repeat_interleave(n, dim=0), BATCH) for part in memory]
+    rest = [
+        _losses(model, body, tuple(parts), block, choices[1:])
+        for block, *parts in zip(torch.split(grown, BATCH), *memories, strict=True)
+    ]
+    return (here.flatten()[:, None] + torch.cat(rest)).view(len(last), -1)

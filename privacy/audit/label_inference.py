@@ -28,6 +28,9 @@ RIDGE = 0.1
 """Pull of `calibrated` towards `balanced`. Chosen among 0.03, 0.1 and 0.3 on digits at
 Dirichlet(0.1), with two models and four seeds; the first two are nearly alike."""
 
+RESTART = 1e-6
+"""How often the walk of `stationary` starts anew: it decides only where several answers do."""
+
 SIMPLEX = 1e3
 """Weight of the equation that says the probabilities sum to 1; the rest of it is normalised off."""
 
@@ -91,6 +94,32 @@ def calibrated(answers: Sequence[Answer], labels: Ints, n_classes: int) -> Float
     return _normalised(found)
 
 
+def stationary(answers: Sequence[Answer], labels: Ints, n_classes: int) -> Floats:
+    """The distribution that the mean over rounds of the client's confusion matrices keeps. Ours.
+
+    The same fixed point M p = p as `calibrated`, and no pull: from class i, a walk goes on to class
+    j with the mean probability of j on proxy samples of class i, and p is how often it is where. A
+    client's bias towards what it holds is in every column, and is all that decides. The walk starts
+    in `balanced`, which matters only where classes are never confused and any p would do. Of a
+    Bayes classifier with prior p it is exact, whatever the proxy set's own proportions: there
+    p_i M[j, i] = p_j M[i, j], both being what a record of one class is held for the other. A class
+    without answers has probability 0; what noise made negative counts as 0.
+
+    Chosen among nine ways to undo a bias, on the clients of three seeds of
+    scenarios/audit-labels.toml; it held on three others (docs/results-privacy.md).
+    """
+    columns = np.stack(_confusions(answers, labels, n_classes))
+    heard = np.asarray(~np.isnan(columns).any(axis=1))  # [rounds, classes]
+    answered = np.flatnonzero(heard.any(axis=0))
+    whole = np.maximum(np.where(heard[:, None, :], columns, 0.0), 0.0).sum(axis=0)
+    moves = whole[np.ix_(answered, answered)]
+    moves = np.apply_along_axis(_normalised, 0, moves)
+    start = RESTART * _normalised(balanced(answers, labels, n_classes)[answered])
+    found = np.zeros(n_classes)
+    found[answered] = np.linalg.solve(np.eye(len(answered)) - (1 - RESTART) * moves, start)
+    return _normalised(found)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """One way to guess: from answers, the labels [samples] of the proxy set, and how many classes.
@@ -107,6 +136,7 @@ ESTIMATES: dict[str, Estimate] = {
     "most-likely": Estimate(guess=most_likely, needs_labels=False),
     "balanced": Estimate(guess=balanced, needs_labels=True),
     "calibrated": Estimate(guess=calibrated, needs_labels=True),
+    "stationary": Estimate(guess=stationary, needs_labels=True),
 }
 
 

@@ -23,6 +23,7 @@ from privacy.audit.canary_clients import (
     joined,
 )
 from privacy.audit.cosine import estimate
+from privacy.audit.intervals import half_width
 from privacy.audit.recording import Rows
 from privacy.audit.roc import roc
 from scenarios.audit.evidence import Cell
@@ -67,8 +68,7 @@ def canary_clients(views: Views, rng: np.random.Generator) -> Found:
     seen = np.array(inside)
     curve = roc(seen, np.array(outside))
     half = 1.96 * auc_error(curve.auc, CANARIES, CANARIES)
-    spread = 1.96 * float(seen.std(ddof=1)) / CANARIES**0.5
-    mean = float(seen.mean())
+    mean, spread = float(seen.mean()), half_width(seen) or 0.0
     delta = cell.scenario.privacy.delta
     dim = len(bare.ids) * (log.n_classes - 1)
     guess = estimate(seen, dim, delta)
@@ -136,7 +136,7 @@ def _let_out(cell: Cell, one: Matrix, number: int) -> NDArray[np.float32]:
     logits_of_one = torch.from_numpy(as_logits(one, bound / float(np.abs(one).max())))
     occasion = Occasion(
         temperature=method.temperature,
-        most_rows=cell.n_samples * asked.most_rounds(cell.scenario.training, cell.world.n_clients),
+        most_rows=cell.n_samples * asked.most_rounds(cell.scenario.training, cell.n_clients),
         delta=privacy.delta,
     )
     noise = torch_stream(cell.seed, "canary", client=number, purpose="release noise")

@@ -13,7 +13,7 @@ from rich.console import Console
 from fedkd.config import Scenario
 from fedkd.config_sections import Grid
 from scenarios.audit import compare as comparing
-from scenarios.audit import comparison, run, text
+from scenarios.audit import comparison, keys, run, text
 from scenarios.audit.compare import Comparison
 from scenarios.audit.protections import Chosen
 from scenarios.progress import Progress
@@ -26,6 +26,8 @@ class Options:
     parts: tuple[str, ...]
     shadows: int
     grid: Grid | None
+    keys: tuple[Path, ...]
+    """Folders of clients of a deployment that let themselves be audited."""
     as_json: bool
     console: Console
     words: tuple[str, ...]
@@ -35,7 +37,12 @@ class Options:
         """Audit a run and tell how it goes on."""
         with text.Telling(Console(quiet=True) if self.as_json else self.console) as telling:
             return run.audit(
-                folder, parts=self.parts, shadows=self.shadows, grid=self.grid, listener=telling
+                folder,
+                parts=self.parts,
+                shadows=self.shadows,
+                keys=keys.read(self.keys),
+                grid=self.grid,
+                listener=telling,
             )
 
     def again(self, *words: str) -> str:

@@ -18,6 +18,7 @@ from fedkd.config import Scenario
 from fedkd.errors import FedkdError
 from fedkd.files import locked
 from fedkd.files import write as write_file
+from privacy.audit.intervals import half_width
 from scenarios.audit.curves import exposures, rocs
 from scenarios.audit.pictures import Point, leakage, utility
 from scenarios.audit.protections import BASELINE, Chosen, chosen
@@ -56,12 +57,12 @@ class Entry:
         return held and self.chosen.kind != "baseline"
 
     def over_seeds(self, key: str) -> tuple[float, float | None] | None:
-        """Mean and standard deviation of a figure of the last round, if there is one."""
+        """Mean of a figure of the last round over seeds, and half of its 95 % interval."""
         cells = self.result.rows()[self.result.scenario.method.name]
         values = [cell.last[key] for cell in cells if cell.last.get(key) is not None]
         if not values:
             return None
-        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return float(np.mean(values)), half_width(values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +149,8 @@ def draw(comparison: Comparison) -> tuple[str, ...]:
     """Write the plots into the folder; returns their names, without those that show nothing."""
     points = {}
     for entry in comparison.entries:
-        mean, sd = entry.over_seeds(comparison.utility) or (np.nan, None)
-        points[entry.chosen.name] = Point(mean, sd, entry.proved)
+        mean, half = entry.over_seeds(comparison.utility) or (np.nan, None)
+        points[entry.chosen.name] = Point(mean, half, entry.proved)
     found = comparison.audits
     figures = {
         "leakage": leakage(found),

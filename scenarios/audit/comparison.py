@@ -32,11 +32,11 @@ STAR = (
     "* The attack knows the defence. ? Too few non-members for so small an FPR. All is empirical."
 )
 HOW_TO_READ = """\
-Figures are means over {seeds}, ± the standard deviation over them; with one seed, the 95 % interval
-is in brackets. What was found is **empirical**: the strongest of the attacks that were run, chosen
-after the fact, so where nothing leaks it lies a little beyond that value. It is no bound on other
-attacks, and a low figure proves nothing. What is **guaranteed** is an epsilon, and it is the
-ledgers': it bounds every attack.
+Figures are means over {seeds}, ± half of the 95 % interval of that mean by Student's t, which few
+seeds make wide; with one seed, an attack's own 95 % interval is in brackets. What was found is
+**empirical**: the strongest of the attacks that were run, chosen after the fact, so where nothing
+leaks it lies a little beyond that value. It is no bound on other attacks, and a low figure proves
+nothing. What is **guaranteed** is an epsilon, and it is the ledgers': it bounds every attack.
 
 * `owner` is no observer: the client's own model shows how much there is to leak. It counts in no
   “worst” figure.
@@ -153,9 +153,9 @@ def _figures(audit: Leaks) -> list[dict[str, Any]]:
             "target": one.finding.target,
             "adaptive": one.finding.adaptive,
             "value": one.mean,
-            "sd": one.sd,
-            "low": one.finding.low,
-            "high": one.finding.high,
+            "seeds": len(one.values),
+            "low": None if one.interval is None else one.interval[0],
+            "high": None if one.interval is None else one.interval[1],
             "null": one.null,
             "ceiling": one.ceiling,
         }
@@ -250,10 +250,10 @@ def _utility(entry: Entry, key: str) -> str:
     found = entry.over_seeds(key)
     if found is None:
         return "-"
-    mean, sd = found
+    mean, half = found
     if key == "accuracy":
-        return percent(mean) + ("" if sd is None else f" ± {100 * sd:.1f}")
-    return plain(mean) + ("" if sd is None else f" ± {sd:.2f}")
+        return percent(mean) + ("" if half is None else f" ± {100 * half:.1f}")
+    return plain(mean) + ("" if half is None else f" ± {half:.2f}")
 
 
 def _as_markdown(grid: Grid) -> list[str]:

@@ -6,7 +6,7 @@ here is read; nothing of a run is changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,22 +22,24 @@ from scenarios import quiet  # noqa: F401  # before anything that imports flwr
 
 from clients import degrees  # isort: skip
 from clients.client import Client, ProxySet
+from clients.place import Place
 from clients.store import FolderStore
 from fedkd import protection, training
 from fedkd.config import Scenario
 from fedkd.data.federation import Federation
+from fedkd.data.partition import Own
 from fedkd.errors import FedkdError
 from fedkd.exchange.distill import KL
 from fedkd.models.zoo import Classifier, build
-from privacy import asked
+from privacy import asked, ledger
 from privacy.audit.canary_readout import undo_temperature
 from privacy.audit.recording import SERVER, Recording, recorded
 from privacy.audit.signals import Doubles
 from privacy.audit.students import SHARE, Students, distilled
 from privacy.audit.uploads import Answer, mean_rows, rows_at
-from scenarios import spending
+from scenarios.audit import keys
 from scenarios.spending import Ledgers
-from server.app import UPLOADS
+from server.app import NAME, UPLOADS
 from server.events import read as read_events
 
 MOST_CLIENTS = 20
@@ -78,14 +80,45 @@ class Cell:
     folder: Path
     shadows: tuple[Cell, ...] = ()
     """The same row with other coins for its canaries."""
+    keys: tuple[Place, ...] = ()
+    """Clients of a deployment that let themselves be audited: their data, models and ledgers."""
     alone: Cell | None = None
     """The row local-only of the same seed, if the run has it."""
     _taught: dict[Source, Students] = field(default_factory=dict)
 
     @cached_property
     def world(self) -> Federation:
-        """Who holds what."""
-        return self.scenario.world(self.seed)
+        """Who holds what; of clients with their own data, what those with a key hold.
+
+        Raises: FedkdError as `keys.world`.
+        """
+        if not self.owned:
+            return self.scenario.world(self.seed)
+        pool = self.recording.pool() if self.recording else None
+        return keys.world(self.scenario, self.n_clients, self.seed, self.keys, pool)
+
+    @property
+    def owned(self) -> bool:
+        """Whether each client brought its own data, so that only they know who holds what."""
+        return isinstance(self.scenario.partition, Own)
+
+    @property
+    def n_clients(self) -> int:
+        """How many there may be."""
+        partition = self.scenario.partition
+        return partition.clients if isinstance(partition, Own) else self.world.n_clients
+
+    @cached_property
+    def homes(self) -> Mapping[int, Path]:
+        """Where each client that keeps anything here, or handed in its key, keeps it."""
+        found = {int(path.name): path for path in (self.folder / "clients").glob("[0-9]*")}
+        name = self.folder / NAME
+        job = name.read_text() if name.exists() else ""
+        for key in self.keys:
+            store = key.store(job)
+            if store is not None and store.home(key.seat).is_dir():
+                found[key.seat] = store.home(key.seat)
+        return dict(sorted(found.items()))
 
     @cached_property
     def rounds(self) -> int:
@@ -102,13 +135,23 @@ class Cell:
     @cached_property
     def ledgers(self) -> Ledgers:
         """What the clients have recorded as leaving."""
-        return spending.read(self.folder / "clients")
+        return {
+            client: ledger.look(home / "ledger.jsonl")
+            for client, home in self.homes.items()
+            if (home / "ledger.jsonl").exists()
+        }
 
     @cached_property
     def clients(self) -> tuple[int, ...]:
-        """Whom an audit attacks: the first `MOST_CLIENTS` that have a model or were heard."""
+        """Whom an audit attacks: the first `MOST_CLIENTS` that have a model or were heard.
+
+        Of a deployment, only those that handed in a key.
+        """
         heard = self.recording.clients if self.recording else ()
-        return tuple(sorted({*self.models, *heard})[:MOST_CLIENTS])
+        known = {*self.models, *heard}
+        if self.owned:
+            known &= {key.seat for key in self.keys}
+        return tuple(sorted(known)[:MOST_CLIENTS])
 
     @cached_property
     def models(self) -> dict[int, Classifier]:
@@ -116,17 +159,16 @@ class Cell:
 
         None in the folder of a server whose clients are elsewhere.
         """
-        store = FolderStore(self.folder / "clients")
-        names = sorted((self.folder / "clients").glob("[0-9]*/step-*.safetensors"))
-        ids = sorted({int(path.parent.name) for path in names})[:MOST_CLIENTS]
-        return {i: self._model(store, i, 2 * self.scenario.training.rounds + 2) for i in ids}
+        ids = [i for i, home in self.homes.items() if any(home.glob("step-*.safetensors"))]
+        last = 2 * self.scenario.training.rounds + 2
+        return {i: self._model(i, last) for i in ids[:MOST_CLIENTS]}
 
     def model_that_answered(self, client: int) -> Classifier:
         """The model of a client as it answered in the last round, before it heard the consensus."""
-        return self._model(FolderStore(self.folder / "clients"), client, 2 * self.rounds + 1)
+        return self._model(client, 2 * self.rounds + 1)
 
-    def _model(self, store: FolderStore, client: int, before: int) -> Classifier:
-        state = store.load(client, before)
+    def _model(self, client: int, before: int) -> Classifier:
+        state = FolderStore(self.homes[client].parent).load(client, before)
         return self._client(client).model(state).eval()
 
     def _client(self, client: int) -> Client:
@@ -145,6 +187,17 @@ class Cell:
         channels, height, width = train.x.shape[1:]
         name = self._client(max(client, 0)).architecture
         return build(name, (channels, height, width), train.n_classes, generator, train.x.dtype)
+
+    def proxy_truth(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """As `Federation.proxy_truth`; None where it hangs on clients that handed in no key."""
+        return None if self.untold else self.world.proxy_truth()
+
+    @property
+    def untold(self) -> list[int]:
+        """Clients of a deployment that gave to the proxy set and handed in no key."""
+        pool = self.recording.pool() if self.owned and self.recording else None
+        gave = set() if pool is None else set(pool.contributor[pool.contributor >= 0].tolist())
+        return sorted(gave - {key.seat for key in self.keys})
 
     @property
     def listened(self) -> Recording:
@@ -277,10 +330,19 @@ class Cell:
         self, source: Source, n: int, share: float = SHARE, only: NDArray[np.int32] | None = None
     ) -> Students:
         """As `students`: `n`, each of a share of the answered samples, or of `only` these."""
-        every = np.arange(self.n_samples)
-        soft = undo_temperature(mean_rows(self.told(source, every)), self.temperatures)
+        soft = self.soft_labels(source)
         if only is not None:
-            soft[np.setdiff1d(every, only)] = np.nan
+            soft[np.setdiff1d(np.arange(self.n_samples), only)] = np.nan
+        return self.learnt(source, soft, n, share)
+
+    def soft_labels(self, source: Source) -> Doubles:
+        """The mean of all that a source has said [samples, classes], temperatures undone; NaN for
+        what it never answered."""
+        told = self.told(source, np.arange(self.n_samples))
+        return undo_temperature(mean_rows(told), self.temperatures)
+
+    def learnt(self, source: Source, soft: Doubles, n: int, share: float) -> Students:
+        """`n` students of soft labels [samples, classes] in place of those of the source."""
         proxy = self.proxy
         shape = (len(proxy.x), proxy.positions, -1) if proxy.positions > 1 else (len(proxy.x), -1)
         phase = self.scenario.training.distill
@@ -304,7 +366,7 @@ class Cell:
 
         Evenly spread over the proxy set; empty where its labels mean nothing.
         """
-        truth = self.world.proxy_truth()
+        truth = self.proxy_truth()
         positions = self.proxy.positions
         if truth is None:
             return self.proxy.x[:0], np.empty(0, np.int64), np.empty((0, positions), np.int64)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fedkd.rng import stream, torch_stream
 from fedkd.training import inputs
 from privacy.audit import label_inference, mask_inference
+from privacy.audit.intervals import half_width
 from privacy.audit.label_inference import ESTIMATES, Scores
 from privacy.audit.recording import SERVER
 from privacy.audit.spectrum import head_residual, logits, spectrum
@@ -43,11 +44,10 @@ def over_clients(
     adaptive: bool = False,
     note: str = "",
 ) -> Finding:
-    """The mean over clients, with the interval of its standard error."""
+    """The mean over clients, with its 95 % interval by Student's t."""
     found = np.asarray(values, np.float64)
     n = len(found)
-    half = 1.96 * float(found.std(ddof=1)) / n**0.5 if n > 1 else None
-    mean = float(found.mean()) if n else None
+    mean, half = float(found.mean()) if n else None, half_width(found)
     return Finding(
         part=part,
         observer=observer,
@@ -115,7 +115,7 @@ def _distances(
 
 def _labels(cell: Cell) -> NDArray[np.int64]:
     """Labels of the proxy set, negative where there is none."""
-    truth = cell.world.proxy_truth()
+    truth = cell.proxy_truth()
     assert truth is not None
     return truth[0]
 
@@ -135,7 +135,7 @@ def mask(views: Views, rng: np.random.Generator) -> Found:
     """What the choice of samples tells, whatever was answered: classes, and single records."""
     cell = views.cell
     clients = [source.of for source in sources(cell)]
-    truth = cell.world.proxy_truth()
+    truth = cell.proxy_truth()
     assert truth is not None
     strata = truth[1]
     shares_of = np.stack([_accepted(cell, client) for client in clients])

@@ -20,6 +20,7 @@ from fedkd.models.zoo import Classifier
 from privacy.audit.canary_readout import positions, readout, undo_temperature
 from privacy.audit.estimates import extrapolated, interpolated, null_error, ranks
 from privacy.audit.exposure import NULL_BITS, exposures
+from privacy.audit.intervals import half_width
 from privacy.audit.recording import SERVER
 from scenarios.audit.evidence import Cell, Source, Way
 from scenarios.audit.findings import OBSERVERS, Curve, Finding, Found
@@ -90,9 +91,12 @@ def finding(
     """The mean of a group's bits, against what chance gives."""
     bits = bits[~np.isnan(bits)]
     n = len(bits)
-    half = 1.96 * float(bits.std(ddof=1)) / math.sqrt(n) if n > 1 else None
-    mean = float(bits.mean()) if n else None
-    chance = f"chance gives 1.44 ± {null_error(n, n_references):.2f}" if n else "never answered"
+    mean, half = float(bits.mean()) if n else None, half_width(bits)
+    chance = (
+        f"chance gives 1.44, standard error {null_error(n, n_references):.2f}"
+        if n
+        else "never answered"
+    )
     return Finding(
         part=PART,
         observer=group.observer,

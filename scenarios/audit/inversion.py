@@ -92,7 +92,7 @@ def _mean(scores: Sequence[paired_logits.Scores], measure: str) -> float:
 
 def _inverted(cell: Cell, name: str, client: int, classes: Ints) -> paired_logits.Scores:
     world, log = cell.world, cell.listened
-    truth = world.proxy_truth()
+    truth = cell.proxy_truth()
     assert truth is not None
     # A canary in the proxy set has no label, and no class that a mean image could be of.
     labels, kept = truth[0], np.flatnonzero(truth[0] >= 0)

@@ -2,6 +2,7 @@
 
 The client's own model is the teacher, another client's the student. What the student continues and
 would not have continued alone, by the row local-only where the run has it, came by the exchange.
+What the server makes of a client's answers is in `inherited`.
 """
 
 from __future__ import annotations
@@ -11,17 +12,16 @@ import torch
 from torch import Tensor
 
 from fedkd.rng import stream
-from privacy.audit.intervals import above, below
 from privacy.audit.memorisation import foretold, inheritance, memorised, whole_texts
 from scenarios.audit.evidence import Cell
-from scenarios.audit.findings import Finding, Found
+from scenarios.audit.findings import Found
+from scenarios.audit.inherited import SHOWN, inherited, share
 from scenarios.audit.views import Views
 
 MOST_TEXTS = 100
 """Of each client."""
 WORDS = 50
 """Tokens shown and asked for, or half a record where that is shorter; and a quarter of either."""
-PART = "memorisation"
 
 
 def memorisation(views: Views, rng: np.random.Generator) -> Found:
@@ -31,18 +31,19 @@ def memorisation(views: Views, rng: np.random.Generator) -> Found:
     whole = min(WORDS, length // 2)
     counts = {n: _Count() for n in dict.fromkeys((whole, max(1, whole // 4)))}
     models = list(cell.models)
+    texts = {client: _texts(cell, client) for client in models}
     for place, client in enumerate(models):
-        texts = _texts(cell, client)
-        if not len(texts):
+        mine = texts[client]
+        if not len(mine):
             continue
         reader = models[(place + 1) % len(models)]
         taught = views.can_stand("student")
-        own = foretold(cell.models[client], texts)
-        others = foretold(cell.models[reader], texts) if taught else None
+        own = foretold(cell.models[client], mine)
+        others = foretold(cell.models[reader], mine) if taught else None
         alone = None if cell.alone is None else cell.alone.models.get(reader)
-        baseline = foretold(alone, texts) if alone is not None and taught else None
+        baseline = foretold(alone, mine) if alone is not None and taught else None
         for n, count in counts.items():
-            count.texts += len(texts)
+            count.texts += len(mine)
             known = memorised(own, n, n)
             count.own += int(known.sum())
             if others is not None:
@@ -54,13 +55,15 @@ def memorisation(views: Views, rng: np.random.Generator) -> Found:
                     count.could += found.teacher_only
     findings = []
     for n, count in counts.items():
-        name = f"greedy, {n} tokens after {n}"
-        findings.append(_share("owner", name, "texts of clients", count.own, count.texts))
+        name = SHOWN.format(n=n)
+        findings.append(share("owner", name, "texts of clients", count.own, count.texts))
         if views.can_stand("student"):
-            findings.append(_share("student", name, "texts of clients", count.student, count.texts))
+            findings.append(share("student", name, "texts of clients", count.student, count.texts))
         if cell.alone is not None and count.could:
             target = "texts that the owner alone continues"
-            findings.append(_share("student", name, target, count.inherited, count.could))
+            findings.append(share("student", name, target, count.inherited, count.could))
+    if views.can_stand("uploads"):
+        findings += inherited(cell, texts, tuple(counts), rng)
     return Found(findings)
 
 
@@ -74,19 +77,3 @@ def _texts(cell: Cell, client: int) -> Tensor:
     texts, _ = whole_texts(x, y)
     rng = stream(cell.seed, "audit", client=client, purpose="texts")
     return texts[torch.from_numpy(np.sort(rng.permutation(len(texts))[:MOST_TEXTS]))]
-
-
-def _share(observer: str, attack: str, target: str, hits: int, n: int) -> Finding:
-    return Finding(
-        part=PART,
-        observer=observer,
-        attack=attack,
-        target=target,
-        measure="share",
-        value=hits / n if n else None,
-        low=float(below(hits, n, 0.025)) if n else None,
-        high=float(above(hits, n, 0.025)) if n else None,
-        null=0.0,
-        most=1.0,
-        n=n,
-    )

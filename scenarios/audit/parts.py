@@ -13,6 +13,7 @@ from scenarios.audit import (
     exchange,
     exposure,
     inversion,
+    keys,
     membership,
     memorised,
     null,
@@ -28,10 +29,18 @@ class Part:
 
     line: str
     lacks: Callable[[Cell], str | None]
-    """Why a cell cannot have it, or None if it can."""
+    """Why a cell whose clients' data are known cannot have it, or None if it can."""
     find: Callable[[Views, np.random.Generator], Found]
     shadowed: bool = False
     """Whether shadow federations add to it."""
+    blind: bool = False
+    """Whether it asks nothing of who holds what, so that a deployment's recording is enough."""
+
+    def lacking(self, cell: Cell) -> str | None:
+        """Why a cell cannot have it, or None if it can; of a deployment, without keys first."""
+        if cell.owned and not cell.keys and not self.blind:
+            return keys.MISSING
+        return self.lacks(cell)
 
 
 RECORDED = "nothing was recorded: run with audit = true"
@@ -83,7 +92,10 @@ def _alone(cell: Cell) -> str | None:
 
 
 def _labelled(cell: Cell) -> str | None:
-    return None if cell.world.proxy_truth() is not None else "the proxy set has no labels"
+    if cell.untold:
+        gave = ", ".join(map(str, cell.untold))
+        return f"clients gave to the proxy set and handed in no key: {gave}"
+    return None if cell.proxy_truth() is not None else "the proxy set has no labels"
 
 
 def _seen(cell: Cell) -> str | None:
@@ -125,7 +137,7 @@ PARTS: dict[str, Part] = {
         find=exchange.hidden_width,
     ),
     "memorisation": Part(
-        line="which texts the owner's model and another client's continue word for word",
+        line="texts that models, and students of soft and of hard labels, continue word for word",
         lacks=_lacks(_text, _models),
         find=memorised.memorisation,
     ),
@@ -153,6 +165,7 @@ PARTS: dict[str, Part] = {
         line="how well the consensus shows one more client's answers",
         lacks=_lacks(_uploads, canary_clients.lacks),
         find=canary_clients.canary_clients,
+        blind=True,
     ),
     "null": Part(
         line="the same attacks where there is nothing to find: do they find nothing?",

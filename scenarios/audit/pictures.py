@@ -50,8 +50,8 @@ class Point(NamedTuple):
     """A protection in the plane of privacy and utility."""
 
     utility: float
-    spread: float | None
-    """Standard deviation over seeds; None for one."""
+    half: float | None
+    """Half of the 95 % interval over seeds; None for one."""
     proved: bool
 
 
@@ -111,7 +111,7 @@ def utility(rows: ByName, points: Mapping[str, Point], name: str) -> Figure | No
                 point.utility,
                 worst.mean,
                 _error(worst),
-                point.spread,
+                point.half,
                 fmt=marker,
                 color=colour,
                 markerfacecolor=colour if point.proved else "white",
@@ -138,9 +138,9 @@ def utility(rows: ByName, points: Mapping[str, Point], name: str) -> Figure | No
     return plot
 
 
-def _error(reading: Reading) -> float | NDArray[np.float64] | None:
-    """Standard deviation over seeds; of one seed the distances [2, 1] to its interval's ends."""
-    low, high = reading.finding.low, reading.finding.high
-    if reading.sd is not None or reading.mean is None or low is None or high is None:
-        return reading.sd
+def _error(reading: Reading) -> NDArray[np.float64] | None:
+    """The distances [2, 1] to the ends of the 95 % interval, if there is one."""
+    if reading.mean is None or reading.interval is None:
+        return None
+    low, high = reading.interval
     return np.maximum([[reading.mean - low], [high - reading.mean]], 0.0)

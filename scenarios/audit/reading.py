@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from privacy.audit.intervals import half_width
 from scenarios.audit.findings import EPSILON, OBSERVERS, Curve, Finding, read, read_curves
 from scenarios.results import Result
 from scenarios.simulate import Plan
@@ -83,9 +84,19 @@ class Reading:
         return float(np.mean(self.values)) if self.values else None
 
     @property
-    def sd(self) -> float | None:
-        """Over seeds; None for fewer than two."""
-        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+    def half(self) -> float | None:
+        """Half of the 95 % interval of the mean over seeds, by Student's t; None for one."""
+        return half_width(self.values)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Of 95 %: of the mean over seeds, or of one seed the finding's own, if it has any."""
+        if self.mean is None:
+            return None
+        if self.half is not None:
+            return self.mean - self.half, self.mean + self.half
+        low, high = self.finding.low, self.finding.high
+        return None if low is None or high is None else (low, high)
 
     @property
     def leak(self) -> float:
@@ -101,7 +112,7 @@ class Reading:
         return not self.finding.note.startswith(UNSUPPORTED)
 
     def __str__(self) -> str:
-        """The mean and the standard deviation, or the 95 % interval of a single seed.
+        """The mean with its 95 % interval: over seeds, with how many, or of a single seed.
 
         With a question mark where it is not `supported`.
         """
@@ -109,11 +120,11 @@ class Reading:
         if self.mean is None:
             return "-"
         text = form(self.mean) + ("" if self.supported else "?")
-        if self.sd is not None:
-            return f"{text} ± {form(self.sd)}"
-        low, high = self.finding.low, self.finding.high
-        if low is None or high is None:
+        if self.half is not None:
+            return f"{text} ± {form(self.half)} ({len(self.values)} seeds, 95 %)"
+        if self.interval is None:
             return text
+        low, high = self.interval
         return f"{text} ({form(low)} to {form(high)})"
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from clients.place import Place
 from fedkd.config import Scenario
 from fedkd.config_sections import Grid
-from fedkd.data.partition import Own
 from fedkd.errors import FedkdError, did_you_mean
 from fedkd.files import locked
 from fedkd.rng import stream
@@ -47,6 +47,8 @@ class Audited:
     seed: int
     folder: Path
     findings: tuple[Finding, ...]
+    accounted: bool
+    """Whether clients' ledgers were there to hold findings against."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +70,19 @@ def audit(
     *,
     parts: Sequence[str] = (),
     shadows: int = 0,
+    keys: Sequence[Place] = (),
     grid: Grid | None = None,
     listener: Listener | None = None,
 ) -> Audit:
     """Audit a run folder, of a run that is finished or going on.
 
     Args: parts: names from `PARTS`, or all that fit the run; shadows: how many more times each cell
-        is run with other coins for its canaries, as references for membership; grid: what carries
-        these; listener: is told every step.
+        is run with other coins for its canaries, as references for membership; keys: what clients
+        of a deployment say that they held; grid: what carries shadows; listener: is told every
+        step.
     Findings are kept below each cell, part by part, so an audit that was stopped goes on where it
-    was; a part is done again only if the run, or the number of its shadows, has grown since.
+    was; a part is done again only if the run, or the number of its shadows, has grown since, or
+    with other keys.
     Raises: FedkdError for what is no run folder, an unknown part, or parts of which none fits.
     """
     folder = Path(folder)
@@ -91,12 +96,6 @@ def audit(
                 allowed=", ".join(PARTS),
                 fix=did_you_mean(name, PARTS),
             )
-    if isinstance(scenario.partition, Own):
-        raise FedkdError(
-            "an audit holds what was found against who holds what, and here only the clients know",
-            value='partition.name = "own"',
-            fix="audit a rehearsal of the deployment, in which clients take the scenario's data",
-        )
     begun = [plan for plan in plans(scenario) if (plan.folder(folder) / "events.jsonl").exists()]
     if not begun:
         raise FedkdError("no row of this run has begun", value=str(folder))
@@ -109,13 +108,19 @@ def audit(
     cells = []
     with locked(folder, LOCK):
         for plan in begun:
-            cell = _open(plan, folder, begun)
+            cell = replace(_open(plan, folder, begun), keys=tuple(keys))
             if shadows:
                 cell = _with_shadows(cell, plan, shadows, grid or scenario.grid, listener)
             _carry_out(cell, chosen, listener, asked=bool(parts))
             known = [one for one in findings.read(cell.folder) if one.part in chosen]
             cells.append(
-                Audited(row=plan.row, seed=plan.seed, folder=cell.folder, findings=tuple(known))
+                Audited(
+                    row=plan.row,
+                    seed=plan.seed,
+                    folder=cell.folder,
+                    findings=tuple(known),
+                    accounted=bool(cell.ledgers),
+                )
             )
     return Audit(scenario=scenario, folder=folder, cells=tuple(cells))
 
@@ -132,14 +137,7 @@ def _open(plan: Plan, folder: Path, begun: Sequence[Plan]) -> Cell:
 
 
 def _with_shadows(cell: Cell, plan: Plan, n: int, grid: Grid, listener: Listener | None) -> Cell:
-    return Cell(
-        row=cell.row,
-        seed=cell.seed,
-        scenario=cell.scenario,
-        folder=cell.folder,
-        alone=cell.alone,
-        shadows=tuple(_shadows(cell, plan, n, grid, listener)),
-    )
+    return replace(cell, shadows=tuple(_shadows(cell, plan, n, grid, listener)))
 
 
 def _shadows(
@@ -168,31 +166,34 @@ def _shadows(
 def _carry_out(cell: Cell, chosen: Sequence[str], listener: Listener | None, asked: bool) -> None:
     views = Views(cell)
     known = findings.done(cell.folder)
-    lacking = {}
+    lacking: dict[str, list[str]] = {}
     for name in chosen:
         part = PARTS[name]
-        state = {"rounds": cell.rounds, "shadows": len(cell.shadows) if part.shadowed else 0}
-        before = known.get(name, {})
-        if before.get("rounds") == state["rounds"] and before["shadows"] >= state["shadows"]:
+        shadows = len(cell.shadows) if part.shadowed else 0
+        state = {"rounds": cell.rounds, "keys": [key.seat for key in cell.keys]}
+        before = {"keys": [], **known.get(name, {})}
+        if all(before.get(k) == v for k, v in state.items()) and before["shadows"] >= shadows:
             _tell(listener, Step(cell.row, cell.seed, name, 0.0, "done before", skipped=True))
             continue
-        why = part.lacks(cell)
+        why = part.lacking(cell)
         if why is not None:
-            lacking[name] = why
-            _tell(listener, Step(cell.row, cell.seed, name, 0.0, why, skipped=True))
+            lacking.setdefault(why, []).append(name)
             continue
         _tell(listener, Step(cell.row, cell.seed, name))
         started = time.perf_counter()
         found = part.find(views, stream(cell.seed, "audit", purpose=name))
         seconds = time.perf_counter() - started
-        done = {**state, "seconds": round(seconds, 3), "note": found.note}
+        done = {**state, "shadows": shadows, "seconds": round(seconds, 3), "note": found.note}
         findings.append(cell.folder, name, found.findings, found.curves, **done)
         _tell(listener, Step(cell.row, cell.seed, name, seconds, found.note))
-    if asked and len(lacking) == len(chosen):
+    told = {", ".join(names): why for why, names in lacking.items()}
+    for names, why in told.items():
+        _tell(listener, Step(cell.row, cell.seed, names, 0.0, why, skipped=True))
+    if asked and sum(map(len, lacking.values())) == len(chosen):
         raise FedkdError(
             f"the row {cell.row} cannot be audited for this",
             value=", ".join(chosen),
-            fix="; ".join(f"{name}: {why}" for name, why in lacking.items()),
+            fix="; ".join(f"{names}: {why}" for names, why in told.items()),
         )
 
 

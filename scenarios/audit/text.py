@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scenarios import spending
 from scenarios.audit.findings import OBSERVERS, UNSUPPORTED, Finding
 from scenarios.audit.run import Audit, Step
 from scenarios.units import duration
@@ -71,7 +70,7 @@ def tables(audit: Audit) -> Iterator[Table | str]:
             seen = [one for one in cell.findings if one.observer == observer and _supported(one)]
             if seen:
                 yield _table(f"{observer}: {line}", seen)
-    if some and not any(spending.read(cell.folder / "clients") for cell in some):
+    if some and not any(cell.accounted for cell in some):
         yield ELSEWHERE
     if some:
         yield MEANING

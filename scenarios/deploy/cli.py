@@ -6,6 +6,8 @@ import json
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -20,9 +22,11 @@ from fedkd.files import is_locked
 app = typer.Typer(no_args_is_help=True, help="A real server and real clients, over TLS.")
 console = Console(width=None if sys.stdout.isatty() else 120)
 INTERRUPTED = 130
+Say = Callable[[str], None]
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The deployment's folder.")]
 Server = Annotated[Path, typer.Argument(metavar="SERVER", help="FOLDER/server.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Say each line as a JSON object.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 
 
@@ -58,11 +62,12 @@ def init(
 
 
 @app.command()
-def server(folder: Server) -> None:
+def server(folder: Server, as_json: JsonLines = False) -> None:
     """Serve: keeps the SuperLink up, registers keys, carries out the runs that are submitted."""
     from scenarios.deploy import server as serving
 
-    serving.serve(folder, say, _stop_on_signals())
+    tell = _json_lines("server") if as_json else say
+    serving.serve(folder, tell, _stop_on_signals(tell))
 
 
 @app.command()
@@ -70,13 +75,17 @@ def client(
     folder: Annotated[Path, typer.Argument(metavar="CLIENT", help="FOLDER/clients/NAME.")],
     data: Annotated[
         str | None,
-        typer.Option(help="Own data: .npz, a folder of IDX or .txt files, or JSON of a section."),
+        typer.Option(
+            help="Own data: .npz, a folder of IDX or .txt files, module:function, or JSON."
+        ),
     ] = None,
+    as_json: JsonLines = False,
 ) -> None:
     """Take part, on own data; waits for a server that is away, and for the next run."""
     from scenarios.deploy import client as taking_part
 
-    taking_part.client(folder, data, say, _stop_on_signals())
+    tell = _json_lines(folder.name) if as_json else say
+    taking_part.client(folder, data, tell, _stop_on_signals(tell))
 
 
 @app.command()
@@ -192,13 +201,23 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def _stop_on_signals() -> threading.Event:
+def _json_lines(who: str) -> Say:
+    """As `say`, for what collects logs."""
+
+    def tell(line: str) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        say(json.dumps({"time": now, "process": who, "message": line.strip()}))
+
+    return tell
+
+
+def _stop_on_signals(tell: Say) -> threading.Event:
     """Set by Ctrl-C and by `systemctl stop`; a second one ends the process at once."""
     stop = threading.Event()
 
     def ask(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
-        say("\nstopping")
+        tell("\nstopping")
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):

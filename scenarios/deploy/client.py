@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from clients.app import app
-from clients.fleet import HEARTBEAT_S, Fleet
+from clients.fleet import Fleet
 from clients.node import Node, Say, serve
+from clients.signing import Signer
 from fedkd.data.sources import Source, load
 from fedkd.errors import FedkdError
 from fedkd.files import locked
 from scenarios.deploy.folder import ClientSettings, client_settings
 from scenarios.deploy.keys import read_node_key
 
+LOADER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
 
 def client(folder: Path, data: str | None, say: Say, stop: threading.Event) -> None:
     """Answer a server until `stop` is set.
 
-    Args: data: in place of the settings' section data: a file, a folder, or JSON of such a section.
+    Args: data: in place of the settings' section data; see `source_of`.
     Raises: FedkdError for a folder or data that cannot be used, or a server that refuses.
     """
     folder = folder.resolve()
@@ -31,14 +35,11 @@ def client(folder: Path, data: str | None, say: Say, stop: threading.Event) -> N
         load(source)  # a mistake is said now, before the server hears of this client
     state = folder / "state"
     with locked(state):
-        fleet = Fleet(
-            settings.server,
-            (folder / "ca.crt").read_bytes(),
-            read_node_key(folder / "key"),
-            HEARTBEAT_S,
-        )
-        node = Node(fleet, app, config_of(settings, source, state), state)
-        serve(node, say, stop, HEARTBEAT_S)
+        key, ca = read_node_key(folder / "key"), (folder / "ca.crt").read_bytes()
+        fleet = Fleet(settings.server, ca, key, settings.heartbeat_s)
+        signer = Signer(key, settings.seat, state)
+        node = Node(fleet, app, config_of(settings, source, state), state, signer)
+        serve(node, say, stop, settings.heartbeat_s)
 
 
 def config_of(
@@ -56,12 +57,14 @@ def config_of(
 
 
 def source_of(text: str) -> Source:
-    """A data section from what a user types: a path, or JSON as {"name": "npz", "path": "…"}.
+    """A data section from what a user types: a path, module:function, or JSON of such a section.
 
     Raises: FedkdError for what is neither.
     """
     if text.lstrip().startswith("{"):
         table = text
+    elif LOADER.fullmatch(text):
+        table = json.dumps({"name": "python", "path": text})
     else:
         path = Path(text).expanduser().resolve()
         if not path.exists():
@@ -74,7 +77,8 @@ def source_of(text: str) -> Source:
         raise FedkdError(
             f"these data cannot be read: {first['msg']}",
             value=text,
-            fix="give a file or folder, or JSON as a scenario's data section (see fedkd list)",
+            fix="give a file or folder, module:function, or JSON as a scenario's data section "
+            "(see fedkd list)",
         ) from None
     return source
 

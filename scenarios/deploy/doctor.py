@@ -62,7 +62,7 @@ def _server(folder: Path) -> Iterator[Finding]:
         if there:
             yield from _outside(ca, f"{settings.hosts[0]}:{settings.port}")
     registered = {about["name"] for about in nodes(folder).values()}
-    revoked = [n for n in settings.clients if (folder / f"nodes/revoked/{n}.pub").exists()]
+    revoked = [n for n in settings.clients if not (folder / f"nodes/{n}.pub").exists()]
     lost = [n for n in settings.clients if n not in registered and n not in revoked]
     said = f"{len(registered)} registered; revoked: {revoked}; missing: {lost}"
     fix = "put NAME.pub into server/nodes, or: fedkd deploy rotate"

@@ -3,7 +3,7 @@
 FOLDER/ca.key                      signs server certificates; needed by `init` and `rotate` only
 FOLDER/server/server.toml          `ServerSettings`
              /ca.crt server.pem server.key executor.secret
-             /nodes/NAME.pub       who may take part; /nodes/revoked/NAME.pub, who no longer may
+             /nodes/NAME.pub       who may take part; /nodes/revoked/NAME.K.pub, who no longer may
              /state/nodes.json     node id -> seat, name and key, once keys are registered
              /state/runs/RUN/      one folder a run
 FOLDER/clients/NAME/client.toml    `ClientSettings`
@@ -22,6 +22,7 @@ import tomli_w
 from pydantic import Field, ValidationError
 
 from clients.consent import Consent
+from clients.fleet import HEARTBEAT_S
 from fedkd.data.sources import Source
 from fedkd.errors import FedkdError
 from fedkd.section import Section
@@ -69,6 +70,9 @@ class ClientSettings(Section):
     """The client's own data; without it, it takes its seat's part of the scenario's, which is a
     rehearsal with simulated data."""
     consent: Consent = Consent()
+    heartbeat_s: int = Field(HEARTBEAT_S, ge=HEARTBEAT_S, le=3600)
+    """A client counts as gone after two of these without a heartbeat. Each call costs the server
+    some milliseconds: for hundreds of clients 30 is right."""
 
 
 def is_loopback(host: str) -> bool:

@@ -104,6 +104,9 @@ def rotate_client(folder: Path, name: str) -> None:
     """A new key pair for a client; its old one is revoked. Its data and its ledger stay."""
     settings = server_settings(folder / "server")
     settings.seat(name)
+    old = folder / "server/nodes" / f"{name}.pub"
+    if old.exists():
+        os.replace(old, former(folder / "server", name))
     line = keys.write_node_key(folder / "clients" / name)
     write(folder / "server/nodes" / f"{name}.pub", line.encode(), 0o644)
 
@@ -118,9 +121,16 @@ def revoke(server: Path, name: str) -> Path:
     path = server / "nodes" / f"{name}.pub"
     if not path.exists():
         raise FedkdError("this client is revoked already", value=name)
-    target = server / "nodes/revoked" / path.name
+    target = former(server, name)
     os.replace(path, target)
     return target
+
+
+def former(server: Path, name: str) -> Path:
+    """Where a client's key goes that is no longer allowed; what it has signed stays signed."""
+    folder = server / "nodes/revoked"
+    number = len(list(folder.glob(f"{name}.*.pub")))
+    return folder / f"{name}.{number + 1}.pub"
 
 
 def _client(folder: Path, settings: ServerSettings, name: str) -> None:

@@ -78,12 +78,17 @@ events {}
 http {
   access_log off;
   client_max_body_size 64m;
+  # Of each address; an honest client stays far below both. Raise them for many behind one address.
+  limit_req_zone $$binary_remote_addr zone=calls:1m rate=200r/s;
+  limit_conn_zone $$binary_remote_addr zone=lines:1m;
   server {
     listen $port ssl;
     server_name $hosts;
     ssl_certificate /etc/fedkd/server/server.pem;
     ssl_certificate_key /etc/fedkd/server/server.key;
     ssl_protocols TLSv1.2 TLSv1.3;
+    limit_req zone=calls burst=1000 nodelay;
+    limit_conn lines 64;
     location / { return 404; }
     location /v1/fleet/ { proxy_pass https://127.0.0.1:$link_port; }
     location = /health { proxy_pass https://127.0.0.1:$link_port; }

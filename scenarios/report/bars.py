@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -73,7 +73,7 @@ def phase_seconds(result: Result) -> Figure | None:
     return plot
 
 
-def _by_row(result: Result, measure: Callable[[Cell], list[float]]) -> dict[str, list[float]]:
+def _by_row(result: Result, measure: Callable[[Cell], Sequence[float]]) -> dict[str, list[float]]:
     """The parts that `measure` gives, mean over each row's seeds."""
     return {
         row: np.mean([measure(cell) for cell in cells], axis=0).tolist()
@@ -81,13 +81,9 @@ def _by_row(result: Result, measure: Callable[[Cell], list[float]]) -> dict[str,
     }
 
 
-def _bytes(cell: Cell) -> list[float]:
-    pool, rounds = cell.of("pool"), cell.of("round")
-    return [
-        sum(event["bytes_up"] for event in pool) + sum(event["bytes_pool"] for event in rounds),
-        sum(event["bytes_up"] for event in rounds),
-        sum(event["bytes_down"] for event in rounds),
-    ]
+def _bytes(cell: Cell) -> list[int]:
+    contributed, pool, up, down = cell.traffic
+    return [contributed + pool, up, down]
 
 
 def _rows(title: str, rows: list[str]) -> tuple[Figure, Axes]:

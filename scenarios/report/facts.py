@@ -17,6 +17,13 @@ from server.events import Event
 
 MOST_NOTES = 30
 
+MOVES = {
+    "left": "left",
+    "joined": "came, or came back",
+    "late": "answered after the deadline of the round before",
+}
+"""Events of a deployment's clients, in words."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Disclosure:
@@ -85,20 +92,34 @@ def unfinished(result: Result) -> list[str]:
 
 
 def notes(result: Result) -> list[str]:
-    """Refused replies with their reasons and what rounds remark, alike ones in one line."""
+    """Who came, left, was late or refused, and what rounds remark, alike ones in one line."""
     refused: dict[tuple[str, str, str], list[tuple[int, int]]] = defaultdict(list)
     remarks: dict[tuple[str, str], list[int]] = defaultdict(list)
+    moves: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for cell in result.cells:
         where = f"{cell.row}, seed {cell.seed}"
         for event in cell.of("refused"):
             key = (where, event["step"], event["reason"])
             refused[key].append((event["round"], event["client"]))
+        for kind, words in MOVES.items():
+            for event in cell.of(kind):
+                dropped = kind == "late" and not event["used"]
+                said = f"{words}, not used: {event['reason']}" if dropped else words
+                moves[where, said].append((event["round"], event["client"]))
         for event in cell.of("round"):
             if "note" in event:
                 remarks[where, event["note"]].append(event["round"])
+        for event in cell.of("repeated"):
+            remarks[where, f"repeated, since {event['reason']}"].append(event["round"])
     lines = [
         f"{where}, round {spans(rounds)}: {remark}" for (where, remark), rounds in remarks.items()
-    ] + [
+    ]
+    lines += [
+        f"{where}: client {spans(client for _, client in cases)} {words} "
+        f"(round {spans(round_ for round_, _ in cases)})"
+        for (where, words), cases in moves.items()
+    ]
+    lines += [
         f"{where}: {len(cases)} {'reply' if len(cases) == 1 else 'replies'} to “{step}” refused "
         f"(client {spans(client for _, client in cases)}; "
         f"round {spans(round_ for round_, _ in cases)}): {reason}"

@@ -48,7 +48,7 @@ def curves(result: Result) -> Figure | None:
     n_rounds = max(cell.last["round"] for cell in result.cells)
     marker = "o" if n_rounds <= MOST_MARKERS else None
     for row, cells in result.rows().items():
-        mean, sd = _over_seeds(cells, "accuracy")
+        mean, sd = over_seeds(cells, "accuracy")
         rounds = [event["round"] for event in cells[0].measured][: len(mean)]
         own = row == result.scenario.method.name
         (line,) = axes.plot(
@@ -65,7 +65,7 @@ def curves(result: Result) -> Figure | None:
         colour = line.get_color()
         axes.fill_between(rounds, mean - sd, mean + sd, color=colour, alpha=0.15, linewidth=0)
         if own:
-            worst, _ = _over_seeds(cells, "accuracy_worst")
+            worst, _ = over_seeds(cells, "accuracy_worst")
             text = f"{row}, worst client  {percent(worst[-1])}"
             (line,) = axes.plot(rounds, worst, color=colour, linewidth=0.9, label=text)
             shown.append((worst[-1], line))
@@ -85,7 +85,7 @@ def curves(result: Result) -> Figure | None:
     return plot
 
 
-def _over_seeds(cells: list[Cell], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def over_seeds(cells: list[Cell], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation [rounds] over seeds; the deviation is zero for one seed."""
     series = [[float(event[key]) for event in cell.measured] for cell in cells]
     shortest = min(map(len, series))

@@ -14,13 +14,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedkd.data.canaries import Canaries
 from fedkd.data.dataset import NO_LABEL
-from fedkd.data.federation import Federation, build, held
+from fedkd.data.federation import Federation, build, held, joined
 from fedkd.data.idx import Idx
 from fedkd.data.npz import Npz
 from fedkd.data.partition import Iid, Natural, Own, Shards, Strong
 from fedkd.data.proxy import PROXIES, Contributed, Foreign, Proxy, Public
 from fedkd.data.sources import Digits
-from fedkd.data.text import Pydoc
+from fedkd.data.text import Pydoc, TextFolder
 from fedkd.data.tokens import decode
 from fedkd.errors import FedkdError
 
@@ -306,3 +306,42 @@ def test_a_client_with_its_own_data_knows_them_and_nothing_of_others(tmp_path: P
     for seat, classes, reason in ((3, 10, "no such seat"), (0, 2, "other classes")):
         with pytest.raises(FedkdError, match=reason):
             held(source, seat, Own(clients=3, classes=classes), None, 1)
+
+
+def test_what_some_owners_know_together_is_what_each_knows(tmp_path: Path) -> None:
+    """Images and texts: each client's records, contributions and topics are as its own say."""
+    rng = np.random.default_rng(1)
+    for seat in (0, 2):
+        x = rng.integers(0, 256, (20 + seat, 1, 4, 4), dtype=np.uint8)
+        y = rng.integers(0, 3, len(x))
+        np.savez(tmp_path / f"{seat}.npz", x=x, y=y, x_test=x[:5], y_test=y[:5])
+        (tmp_path / f"{seat}").mkdir()
+        for topic in range(1 + seat):
+            (tmp_path / f"{seat}/{topic}.txt").write_text("abcdef" * (30 + seat))
+    images = [Npz(path=str(tmp_path / f"{seat}.npz")) for seat in (0, 2)]
+    texts = [TextFolder(path=str(tmp_path / f"{seat}"), length=8) for seat in (0, 2)]
+    for sources, n_classes in ((images, 3), (texts, 97)):
+        own = Own(clients=3, classes=n_classes)
+        given = Contributed(fraction=0.3)
+        parts = {
+            seat: held(source, seat, own, given, 1)
+            for seat, source in zip((0, 2), sources, strict=True)
+        }
+        whole = joined(dict(reversed(parts.items())), 3, None, 1)
+        assert whole.n_clients == 3
+        assert len(whole.private[1]) == len(whole.contributed[1]) == 0
+        for seat, part in parts.items():
+            for one, other in (
+                (whole.client(seat), part.client(seat)),
+                (whole.contribution(seat), part.contribution(seat)),
+            ):
+                assert torch.equal(one[0], other[0])
+                assert torch.equal(one[1], other[1])
+            counts = whole.counts(seat)
+            assert counts[: part.train.n_strata].tolist() == part.counts(seat).tolist()
+            assert not counts[part.train.n_strata :].any()
+        assert len(whole.test) == sum(len(part.test) for part in parts.values())
+    with pytest.raises(FedkdError, match="not of one kind"):
+        joined({0: held(images[0], 0, Own(clients=3, classes=3), None, 1), 1: parts[0]}, 3, None, 1)
+    with pytest.raises(FedkdError, match="there are none"):
+        joined({}, 3, None, 1)

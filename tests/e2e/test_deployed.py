@@ -17,7 +17,11 @@ from scenarios.deploy import init
 from scenarios.deploy.doctor import examine
 from scenarios.deploy.folder import client_settings, dump, nodes
 from scenarios.deploy.status import status
+from scenarios.deploy.verify import verify
 from scenarios.simulate import simulate
+
+WHAT = ["chain", "signatures", "one run", "rounds", "questions", "proxy set", "consensus"]
+WHAT += ["client's copy", "model"]
 
 
 def test_three_rounds_equal_a_simulation_to_the_bit(tmp_path: Path) -> None:
@@ -35,6 +39,10 @@ def test_three_rounds_equal_a_simulation_to_the_bit(tmp_path: Path) -> None:
         simulated = [expected / "clients" / f"{i:06d}" for i in range(2)]
         assert ledgers(states) == ledgers(simulated)
         assert [one["state"] for one in status(real.server)["clients"]] == ["online"] * 2
+        for state in states:
+            checks = list(verify(run.folder, None, state))
+            assert [check for check in checks if not check.ok and check.what[-5:] != "model"] == []
+            assert [check.what.split(": ")[1] for check in checks] == WHAT
         _nobody_else_gets_in(real)
         for part in ("server", "clients/client-1"):
             assert [one for one in examine(real.folder / part) if not one.ok] == []
@@ -82,7 +90,7 @@ def test_who_is_not_welcome_is_told_why(tmp_path: Path) -> None:
         assert real.processes["client-1"].wait(60) == 2
         assert "revoked" in real.said("client-1")
         until(lambda: status(real.server)["clients"][0]["state"] == "revoked", 30, "status")
-        back = real.server / "nodes/revoked/client-1.pub"
+        back = real.server / "nodes/revoked/client-1.1.pub"
         back.rename(real.server / "nodes/client-1.pub")
         real.wait_for("server", "cannot be allowed again")
         assert status(real.server)["clients"][0]["state"] == "revoked"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from fedkd import payload
 from fedkd.config_sections import Grid
 from fedkd.data.federation import build
 from scenarios.report import facts, page, times
+from scenarios.report.columns import QUALITY
 from scenarios.report.figures import BLUE, ORANGE, VOID
 from scenarios.report.heatmaps import PALE_BLUE
 from scenarios.report.plots import PLOTS
@@ -193,6 +195,30 @@ def test_the_table_is_the_result(result: Result, html: str) -> None:
     assert [line["precision"] is None for line in result.table()] == [False, True]
 
 
+def test_calibration_and_fairness_are_the_result_s(result: Result, html: str) -> None:
+    heading, *lines = Page(html).lines[3:6]
+    assert heading[1:] == [column.heading for column in QUALITY]
+    for shown, line in zip(lines, result.table(), strict=True):
+        assert shown[1] == f"± {100 * line['clients_sd']:.1f}"
+        least = min(line["class_recall"])
+        assert shown[3] == f"{100 * least:.1f} %, class {line['class_recall'].index(least)}"
+        low, high = (100 * line[key] for key in ("ece_low", "ece_high"))
+        assert shown[4] == f"{100 * line['ece']:.1f} ({low:.1f} to {high:.1f})"
+        assert float(shown[5]) == pytest.approx(line["brier"], abs=5e-4)
+    assert "Brier" not in Page(written_without(result)).text[""]
+
+
+def written_without(result: Result) -> str:
+    """The page of an older run, whose rounds say nothing of quality."""
+    keys = ("brier", "ece", "ece_low", "ece_high", "class_recall", "accuracy_worst_tenth")
+    cells = tuple(
+        replace(cell, events=[{k: v for k, v in e.items() if k not in keys} for e in cell.events])
+        for cell in result.cells
+    )
+    with TemporaryDirectory() as folder:
+        return page.write(replace(result, cells=cells), Path(folder)).read_text()
+
+
 def test_what_left_the_clients_is_what_they_recorded(result: Result, html: str) -> None:
     assert result.folder is not None
     scenario, seen = result.scenario, Page(html)
@@ -204,7 +230,7 @@ def test_what_left_the_clients_is_what_they_recorded(result: Result, html: str) 
             refused = entry["client"] == 2 and entry["round"] == 1
             rows += entry["rows"] * (entry["what"] == "soft labels" and not refused)
     assert int(seen.text["rows"].replace(",", "")) == rows > 0
-    by_client = {line[0]: line[1:] for line in seen.lines[4:]}
+    by_client = {line[0]: line[1:] for line in seen.lines[7:]}
     assert by_client["2"][2::2] == ["2", "1"]
     assert [line[4] for line in by_client.values()] == ["0", "0", "1", "0", "0"]
     assert [int(line[1]) for line in by_client.values()] == [len(x) for x in given.contributed]

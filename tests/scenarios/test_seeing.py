@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
@@ -77,13 +78,39 @@ def test_metrics_are_served(run: tuple[Path, Cell]) -> None:
 
 def test_rounds_are_written_once(run: tuple[Path, Cell], tmp_path: Path) -> None:
     folder, cell = run
-    assert track(folder, tmp_path, wait=True) == 4
-    assert track(folder, tmp_path, wait=False) == 0
+    assert track(folder, str(tmp_path), wait=True) == 4
+    assert track(folder, str(tmp_path), wait=False) == 0
     read = EventAccumulator(str(tmp_path / "edgefd/seed-1"))
     read.Reload()
     scalars = [(one.step, one.value) for one in read.Scalars("accuracy")]
     expected = [(event["round"], pytest.approx(event["accuracy"])) for event in cell.of("round")]
     assert scalars == expected
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # of MLflow's store
+def test_mlflow_has_each_round_once(run: tuple[Path, Cell], tmp_path: Path) -> None:
+    folder, cell = run
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert track(folder, uri, "mlflow", wait=True) == 4
+    assert track(folder, uri, "mlflow", wait=False) == 0
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("small")
+    runs = {one.info.run_name: one for one in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"edgefd/seed-1", "local-only/seed-1"}
+    mine = runs["edgefd/seed-1"]
+    assert mine.info.status == "FINISHED"
+    assert mine.data.params["method.combine.name"] == "vouched"
+    history = client.get_metric_history(mine.info.run_id, "accuracy")
+    expected = [(event["round"], event["accuracy"]) for event in cell.of("round")]
+    assert [(one.step, one.value) for one in history] == expected
+
+
+def test_where_nothing_can_be_tracked_is_said_in_a_line(run: tuple[Path, Cell]) -> None:
+    folder, _ = run
+    with pytest.raises(FedkdError, match="unknown tracker; got 'wandb'; allowed: tensorboard, mlf"):
+        track(folder, "x", "wandb", wait=False)
+    with pytest.raises(FedkdError, match="MLflow cannot be used"):
+        track(folder, "no-such-scheme://x", "mlflow", wait=False)
 
 
 def test_what_is_no_run_is_said_in_a_line(tmp_path: Path) -> None:

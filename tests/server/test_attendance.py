@@ -12,9 +12,9 @@ import torch
 from clients.app import app as client_app
 from fedkd import config
 from fedkd.errors import FedkdError
-from scenarios.audit.run import audit
 from scenarios.grids.inline import InlineGrid
 from scenarios.report import page
+from scenarios.report.facts import notes
 from scenarios.simulate import load_result, simulate
 from server import attendance
 from server.events import Event, EventLog
@@ -27,8 +27,10 @@ UNLIKE = ("seconds", "bytes_pool")
 
 
 def rounds(events: list[Event]) -> list[dict[str, Any]]:
-    """What the rounds and clients said, without times and what only a simulation knows."""
+    """What the rounds and clients said, without times, what only a simulation knows, and what
+    counts test samples, of which the simulation has each file's."""
     only = ("accepted_by_class", "precision", "recall", "consensus_accuracy", "accepted")
+    only += ("class_hits", "class_seen", "ece_low", "ece_high")
     return [
         {k: v for k, v in event.items() if not k.endswith("_s") and k not in (*UNLIKE, *only)}
         for event in events
@@ -97,6 +99,69 @@ def test_too_few_clients_to_begin(tmp_path: Path) -> None:
     grid.here = {FIRST}
     with pytest.raises(FedkdError, match=r"too few clients are there to begin; got '1 of 3"):
         play(grid, deployed(simulation, attendance={"gather_s": 0.05}), None)
+
+
+def test_who_is_lost_while_saying_hello_is_asked_again(tmp_path: Path) -> None:
+    """As by a SuperLink that was killed and has not yet heard its clients' hearts again."""
+    configs, simulation = owned(tmp_path / "a")
+    calm = play(Wandering(configs), deployed(simulation), tmp_path / "calm")
+    configs, simulation = owned(tmp_path / "b")
+    grid = Wandering(configs)
+    grid.unseen = {FIRST + 1}
+    events = play(grid, deployed(simulation), tmp_path / "run")
+    (told,) = [event for event in events if event["event"] == "refused"]
+    assert (told["client"], told["step"]) == (1, "hello")
+    assert "Node Unavailable" in told["reason"]
+    assert rounds(events) == rounds(calm)
+
+
+def test_who_answers_wrongly_is_not_asked_again(tmp_path: Path) -> None:
+    """A client whose data cannot be read says so at once; nobody waits for it."""
+    configs, simulation = owned(tmp_path)
+    (tmp_path / "data/1.npz").write_bytes(b"broken")
+    grid = Wandering(configs)
+    with pytest.raises(
+        FedkdError, match=r"too few clients .* the first that was refused: no hello"
+    ):
+        play(grid, deployed(simulation, attendance={"gather_s": 3600}), None)
+    assert len(grid.delivered) == 3
+
+
+def test_who_holds_other_samples_than_most_is_left_out(tmp_path: Path) -> None:
+    """One client cannot end a run by what it says that it holds."""
+    configs, simulation = owned(tmp_path)
+    other = np.zeros((20, 1, 5, 5), np.uint8)
+    np.savez(tmp_path / "data/0.npz", x=other, y=np.arange(20) % 10)
+    attendance = {"quorum": 0.5, "gather_s": 0.05}
+    scenario = deployed(simulation, attendance=attendance)
+    events = play(Wandering(configs), scenario, tmp_path / "run")
+    (told,) = [event for event in events if event["event"] == "refused" and event["round"] == 0]
+    assert told["client"] == 0
+    assert "holds other samples: uint8 of (1, 5, 5)" in told["reason"]
+    assert {e["client"] for e in events if e["event"] == "client"} == {1, 2}
+
+
+def test_who_gives_too_much_to_the_pool_is_left_out(tmp_path: Path) -> None:
+    configs, simulation = owned(tmp_path)
+    given = [
+        event["contributed"]
+        for event in play(Wandering(configs), deployed(simulation), None)
+        if event["event"] == "hello"
+    ]
+    most = max(given)
+    assert min(given) < most
+    again = tmp_path / "again"
+    configs, simulation = owned(again)
+    scenario = deployed(
+        simulation,
+        attendance={"quorum": 0.3, "gather_s": 0.05},
+        limits={"contributed": most - 1},
+    )
+    events = play(Wandering(configs), scenario, again / "run")
+    (pool,) = [event for event in events if event["event"] == "pool"]
+    assert pool["n_contributed"] == sum(one for one in given if one < most)
+    refused = {e["client"] for e in events if e["event"] == "refused" and e["round"] == 0}
+    assert refused == {i for i, one in enumerate(given) if one == most}
 
 
 def test_a_round_without_quorum_is_repeated_and_not_counted_twice(tmp_path: Path) -> None:
@@ -217,6 +282,28 @@ def test_the_report_of_clients_with_their_own_data(tmp_path: Path) -> None:
     assert "Who holds which samples" not in text
     assert "The ledgers of this run lie with its clients" in text
     assert "the simulation also tells" not in text
-    with pytest.raises(FedkdError, match="only the clients know"):
-        audit(tmp_path / "run")
     assert "<svg" in text or "<img" in text
+
+
+def test_the_report_says_who_left_came_back_and_was_late(tmp_path: Path) -> None:
+    configs, simulation = owned(tmp_path)
+    grid = Wandering(configs)
+
+    def after(event: Event) -> None:
+        if event["event"] == "round" and event["round"] == 1:
+            grid.here = {FIRST, FIRST + 2}
+            grid.late = {(FIRST + 2, 2)}
+        if event["event"] == "round" and event["round"] == 2:
+            grid.here = {FIRST, FIRST + 1}
+
+    attendance = {"quorum": 0.3, "gather_s": 0.05, "late": "use"}
+    training = {"rounds": 3, "distill": {"epochs": 2}, "timeout_s": 0.5}
+    scenario = deployed(simulation, attendance=attendance, training=training)
+    play(grid, scenario, tmp_path / "run/edgefd/seed-1", after)
+    (tmp_path / "run/scenario.toml").write_text(config.dump(scenario))
+    where = "edgefd, seed 1"
+    said = notes(load_result(tmp_path / "run"))
+    assert f"{where}: client 1 to 2 left (round 2 to 3)" in said
+    assert f"{where}: client 1 came, or came back (round 3)" in said
+    late = "answered after the deadline of the round before"
+    assert f"{where}: client 2 {late} (round 3)" in said

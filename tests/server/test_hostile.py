@@ -51,6 +51,23 @@ def test_the_accuracy_is_that_of_honest_clients(tmp_path: Path) -> None:
     assert cell.last["accuracy"] == pytest.approx(np.mean(honest))
 
 
+@pytest.mark.parametrize("grid", ["inline", "workers"])
+def test_who_answers_more_than_may_be_is_refused(tmp_path: Path, grid: str) -> None:
+    """`everything = true` does not pass a limit that each honest client keeps."""
+    scenario = small(
+        partition={"name": "strong", "clients": 10},
+        training={"rounds": 1},
+        hostile=LIES,
+        limits={"rows": 0.5},
+        grid={"name": grid, "workers": 2} if grid == "workers" else {},
+    )
+    result = simulate(scenario, folder=tmp_path)
+    liars = scenario.hostile.clients(10, 1)
+    refused = result.cells[0].of("refused")
+    assert {event["client"] for event in refused} == liars
+    assert "limits.rows allows" in refused[0]["reason"]
+
+
 def test_a_rule_with_a_memory_is_the_same_when_a_run_is_resumed(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", "expguard", LIES, rounds=3)
     run(tmp_path / "parts", "expguard", LIES, rounds=3)

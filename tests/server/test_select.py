@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedkd import payload
 from fedkd.errors import PayloadError
 from fedkd.exchange.consensus import Consensus
-from fedkd.exchange.select import Coverage, Random, Uncertain
+from fedkd.exchange.selection import Coverage, Random, Uncertain
 from fedkd.rng import stream
 from privacy.forecast import exact
 from scenario_tables import refusal

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.spatial.distance import chebyshev, cityblock
-from scipy.stats import entropy
+from scipy.stats import entropy, multivariate_normal
 
 from fedkd.config_sections import Phase
 from fedkd.data.partition import Dirichlet
@@ -44,7 +44,8 @@ def confusion(rng: np.random.Generator, n: int) -> Floats:
     return rng.dirichlet(np.full(n, 0.5), n).T
 
 
-def stationary(m: Floats) -> Floats:
+def kept(m: Floats) -> Floats:
+    """The eigenvector of 1."""
     values, vectors = np.linalg.eig(m)
     vector = np.abs(vectors[:, np.argmin(np.abs(values - 1))].real)
     return np.asarray(vector / vector.sum())
@@ -138,7 +139,7 @@ def test_calibrated_finds_what_the_confusion_leaves_as_it_is() -> None:
     for _ in range(20):
         # Classes that hardly look alike, as those of a classifier.
         m = 0.7 * np.eye(5) + 0.3 * confusion(rng, 5)
-        truth, labels = stationary(m), rng.integers(5, size=200)
+        truth, labels = kept(m), rng.integers(5, size=200)
         rounds = [answer(m.T[labels])]
         errors.append(scores(truth, infer("calibrated", rounds, 5, labels)).total_variation)
         # What Black Box Shift Estimation would do: it finds the proxy set, not the client.
@@ -166,7 +167,49 @@ def test_the_fixed_point_is_that_of_a_bayes_classifier() -> None:
         name: scores(prior, infer(name, rounds, 4, labels)).total_variation for name in ESTIMATES
     }
     assert error["calibrated"] < 0.1  # the pull's price
+    assert error["stationary"] < error["calibrated"]
     assert error["calibrated"] < min(error["balanced"], error["mean"]) / 2
+
+
+@given(st.integers(0, 999), st.integers(2, 6), st.integers(1, 3))
+def test_stationary_is_the_eigenvector_of_the_mean_confusion(seed: int, n: int, n_r: int) -> None:
+    ms = [0.9 * confusion(stream(seed, "test", r), n) + 0.1 / n for r in range(n_r)]
+    labels = np.repeat(np.arange(n), stream(seed, "test").integers(1, 5, n))
+    found = infer("stationary", [answer(m.T[labels]) for m in ms], n, labels)
+    np.testing.assert_allclose(found, kept(np.mean(ms, axis=0)), atol=1e-4)
+
+
+def test_where_classes_are_never_confused_stationary_is_balanced() -> None:
+    labels = np.array([0, 0, 0, 1, 2])
+    guess = infer("stationary", [answer(np.eye(3)[labels])], 3, labels)
+    np.testing.assert_allclose(guess, np.full(3, 1 / 3))
+
+
+def test_the_stationary_walk_stays_among_classes_that_were_answered() -> None:
+    labels = np.array([0, 1, 2])
+    masked = answer(np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1]]), np.arange(2))
+    # Once the third is left out: from 0 to 1 with 1 / 9, from 1 to 0 with 1 / 3.
+    guess = infer("stationary", [masked], 3, labels)
+    np.testing.assert_allclose(guess, [0.75, 0.25, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("prior", [[0.7, 0.2, 0.1, 0.0], [0.25] * 4, [0.05, 0.0, 0.0, 0.95]])
+def test_stationary_reads_a_bayes_classifier_of_gaussian_classes(prior: list[float]) -> None:
+    """Its posterior by the densities themselves; the proxy set has proportions of its own."""
+    held, rng = np.array(prior), stream(5, "test")
+    centres = np.array([[0.0, 0.0], [1.5, 0.0], [0.0, 1.5], [1.5, 1.5]])
+    labels = np.repeat(np.arange(4), [8000, 3000, 5000, 4000])
+    x = centres[labels] + rng.normal(size=(len(labels), 2))
+    density = np.stack([multivariate_normal(centre).pdf(x) for centre in centres], axis=1)
+    joint = density * held
+    rounds = [answer(joint / joint.sum(axis=1, keepdims=True))]
+    error = {
+        name: scores(held, infer(name, rounds, 4, labels)).total_variation for name in ESTIMATES
+    }
+    assert error["stationary"] < 0.03, error
+    if max(prior) > 0.25:
+        others = min(error["balanced"], error["mean"], error["calibrated"])
+        assert error["stationary"] < others / 2, error
 
 
 def test_a_class_without_answers_is_not_held() -> None:
@@ -227,5 +270,6 @@ def test_clients_that_were_really_trained_are_read_nearly_exactly() -> None:
     found = {name: float(np.mean(values)) for name, values in errors.items()}
     assert found["calibrated"] < 0.1, found  # a tenth of the records is laid to a wrong class
     assert found["calibrated"] < found["mean"] / 2, found
+    assert found["stationary"] < found["mean"] / 2, found
     assert found["mean"] < found["uniform"] / 2, found
     assert found["mean"] < found["population"] / 2, found

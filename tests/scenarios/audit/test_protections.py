@@ -32,7 +32,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "top-k:2": {"method.release.name": "top-k", "method.release.k": 2},
     "nfdp": {"privacy.training.name": "nfdp", "privacy.training.fraction": 0.5},
     "dpsgd:8": {**DP_SGD, "privacy.training.epsilon": 8.0},
-    "dpsgd-weak": {**DP_SGD, "privacy.training.noise_multiplier": 0.1},
+    "dpsgd-weak": {
+        **DP_SGD,
+        "privacy.training.noise_multiplier": 0.1,
+        "training.local.batch_size": 119,
+        "training.local.learning_rate": 3.0,
+    },
     "gaussian:4": {
         "privacy.release.bound": 5.0,
         "privacy.release.epsilon": 4.0,
@@ -86,6 +91,8 @@ def test_large_batches_are_no_more_than_half_of_what_a_client_holds() -> None:
     world = before.world(1)
     batch = chosen(before, "dpsgd:8").scenario.training.local.batch_size
     assert batch == len(world.train) // 2 // world.n_clients
+    weak = chosen(before, BASELINE).scenario.training.local.batch_size
+    assert weak == len(world.train) // 4 // world.n_clients
 
 
 def test_every_row_of_the_table_is_tested() -> None:

@@ -58,14 +58,21 @@ def read_one(*by_seed: Finding) -> Reading:
     return reading
 
 
-def test_one_seed_has_its_interval_and_several_their_spread() -> None:
-    assert str(read_one(ONE)) == "0.700 (0.600 to 0.800)"
+def test_one_seed_has_its_interval_and_several_that_of_their_mean() -> None:
+    one = read_one(ONE)
+    assert str(one) == "0.700 (0.600 to 0.800)"
+    assert (one.half, one.interval) == (None, (0.6, 0.8))
+    bare = read_one(replace(ONE, low=None, high=None))
+    assert (str(bare), bare.interval) == ("0.700", None)
     both = read_one(ONE, replace(ONE, value=0.8, null=0.52))
-    assert str(both) == "0.750 ± 0.071"
+    assert str(both) == "0.750 ± 0.635 (2 seeds, 95 %)"
     assert both.values == (0.7, 0.8)
     assert both.null == pytest.approx(0.51)
     assert both.finding.low is None
-    assert both.sd == pytest.approx(math.sqrt(0.005))
+    # With one degree of freedom Student's t is Cauchy's: its quantile is a tangent.
+    expected = math.tan(math.pi * 0.475) * math.sqrt(0.005 / 2)
+    assert both.half == pytest.approx(expected)
+    assert both.interval == pytest.approx((0.75 - expected, 0.75 + expected))
 
 
 def test_what_could_not_be_measured_is_no_zero() -> None:

@@ -184,6 +184,7 @@ def test_data_as_a_user_types_them(tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", x=np.zeros((4, 1, 2, 2), np.uint8), y=np.arange(4))
     assert source_of(str(tmp_path / "mine.npz")).name == "npz"
     assert source_of('{"name": "digits"}').name == "digits"
+    assert source_of("mine.records:load").name == "python"
     for text, reason in [
         ("/no/such/file", "no such file"),
         ('{"name": "nothing"}', "cannot be read"),

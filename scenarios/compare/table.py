@@ -1,0 +1,268 @@
+"""What a comparison found: a line for each method on each split, as CSV, Markdown and text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from fedkd.files import write as write_file
+from scenarios.compare.plan import Comparison, Run
+from scenarios.compare.run import Job
+from scenarios.report.columns import ACCURACY, QUALITY, TIME, WORST_TENTH, Column
+from scenarios.report.facts import environment
+from scenarios.results import Cell, Result
+from scenarios.spending import guaranteed
+from scenarios.units import size
+
+PAGE = "comparison.md"
+UP = Column(
+    "up",
+    lambda line: size(line["up"]),
+    "Payload bytes that one client sent in all rounds, with what it gave to the proxy set; mean "
+    "over clients and seeds.",
+)
+ECE = Column(
+    "ECE",
+    lambda line: "-" if line["ece"] is None else f"{100 * line['ece']:.1f}",
+    "Expected calibration error in points.",
+)
+DOWN = Column(
+    "down",
+    lambda line: size(line["down"]),
+    "Payload bytes that one client got in all rounds, with the proxy set.",
+)
+MEASURED = (
+    "accuracy",
+    "accuracy_sd",
+    "accuracy_worst",
+    "accuracy_worst_tenth",
+    "own_accuracy",
+    "perplexity",
+    "brier",
+    "ece",
+    "ece_low",
+    "ece_high",
+)
+"""Of a cell's last round, for `cells.csv`; there `accuracy_sd` is over clients."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method on a split: the cells that are done, and what is said of the others."""
+
+    run: Run
+    cells: tuple[Cell, ...]
+    states: dict[int, str]
+    """By seed: "done", "waiting", or why it failed."""
+
+    @cached_property
+    def line(self) -> dict[str, Any] | None:
+        """As `Result.table` has it, with bytes `up` and `down` of one client; None without cells.
+
+        Seconds are of cells that may have run side by side.
+        """
+        if not self.cells:
+            return None
+        (line,) = Result(scenario=self.run.scenario, folder=None, cells=self.cells).table()
+        ups, downs = zip(*map(_per_client, self.cells), strict=True)
+        return {**line, "up": sum(ups) / len(ups), "down": sum(downs) / len(downs)}
+
+    @property
+    def n_seeds(self) -> str:
+        """How many seeds are done, and of how many if not all are."""
+        done, asked = len(self.cells), len(self.states)
+        return str(done) if done == asked else f"{done} of {asked}"
+
+    @property
+    def failures(self) -> dict[str, list[int]]:
+        """Why cells failed, and their seeds."""
+        found: dict[str, list[int]] = {}
+        for seed, state in self.states.items():
+            if state not in ("done", "waiting"):
+                found.setdefault(state, []).append(seed)
+        return found
+
+
+def _per_client(cell: Cell) -> tuple[float, float]:
+    n_clients = max(1, len(cell.of("hello")))
+    traffic = cell.traffic
+    up, down = traffic.contributed + traffic.up, traffic.pool + traffic.down
+    return up / n_clients, down / n_clients
+
+
+class Book:
+    """Reads what there is of a comparison; what has not changed is not read again."""
+
+    def __init__(self, comparison: Comparison, home: Path) -> None:
+        self.comparison, self.home = comparison, home
+        self._runs = [[Job(run, plan, home) for plan in run.cells] for run in comparison.runs]
+        self._known: dict[int, Entry] = {}
+
+    def entries(self) -> list[Entry]:
+        """One for each run, in their order."""
+        return [self._entry(at, of_run) for at, of_run in enumerate(self._runs)]
+
+    def _entry(self, at: int, of_run: Sequence[Job]) -> Entry:
+        states = {job.plan.seed: "done" if job.done else job.failed or "waiting" for job in of_run}
+        known = self._known.get(at)
+        if known is None or known.states != states:
+            run = of_run[0].run
+            cells = tuple(job.plan.read(run.folder(self.home)) for job in of_run if job.done)
+            known = self._known[at] = Entry(run, cells, states)
+        return known
+
+
+def columns_of(entries: Sequence[Entry]) -> list[Column]:
+    """What the table tells: an epsilon only where a row has one that is proved."""
+    return [ACCURACY, *QUALITY, *guarantees(entries), UP, DOWN, TIME]
+
+
+def guarantees(entries: Sequence[Entry]) -> list[Column]:
+    """The columns of epsilon."""
+    found = guaranteed(entry.line for entry in entries if entry.line)
+    return [Column(one.heading, one.of, one.meaning + ".") for one in found]
+
+
+def cells_of(entry: Entry, columns: Sequence[Column]) -> list[str]:
+    """The entry's texts, a dash each where no seed is done."""
+    line = entry.line
+    return [column.text(line) if line else "-" for column in columns]
+
+
+def best(entries: Sequence[Entry], split: str) -> Entry | None:
+    """The most accurate method on a split, of those that are no reference."""
+    there = [e for e in entries if e.run.split == split and e.line and not e.run.reference]
+    return max(there, key=lambda entry: entry.line["accuracy"] if entry.line else 0, default=None)
+
+
+def table_of(entries: Sequence[Entry], name: str) -> Table:
+    """The table for the terminal."""
+    shown = [ACCURACY, WORST_TENTH, ECE, *guarantees(entries), UP, DOWN, TIME]
+    table = Table(
+        title=f"{name}: last round, mean over clients",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption="(r) a reference row",
+        caption_justify="left",
+    )
+    for heading in ("split", "method"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("seeds", *(column.heading for column in shown)):
+        table.add_column(heading, justify="right")
+    before = ""
+    for entry in entries:
+        split = entry.run.split
+        texts = cells_of(entry, shown)
+        if entry.failures and entry.line is None:
+            texts[0] = "failed"
+        name = entry.run.method + (" (r)" if entry.run.reference else "")
+        table.add_row(split if split != before else "", name, entry.n_seeds, *texts)
+        before = split
+    return table
+
+
+def write(entries: Sequence[Entry], comparison: Comparison, home: Path, command: str) -> None:
+    """Write `comparison.csv`, `cells.csv` and `comparison.md`, each whole or not at all."""
+    for name, rows in (("comparison", lines_csv(entries)), ("cells", cells_csv(entries))):
+        write_file(home / f"{name}.csv", _csv(rows).encode())
+    write_file(home / PAGE, _markdown(entries, comparison, command).encode())
+
+
+def lines_csv(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """A line for each method on each split, shares as fractions, bytes and seconds."""
+    rows = []
+    for entry in entries:
+        line = dict(entry.line or {})
+        recalls = line.pop("class_recall", None) or ()
+        spent = line.pop("privacy", ())
+        line.pop("row", None)
+        rows.append(
+            {
+                "split": entry.run.split,
+                "method": entry.run.method,
+                "reference": int(entry.run.reference),
+                **line,
+                "seeds": " ".join(str(cell.seed) for cell in entry.cells),
+                "failed": "; ".join(entry.failures),
+                **{f"recall_{at}": recall for at, recall in enumerate(recalls)},
+                **{f"epsilon_{told['unit']}": told["epsilon"] for told in spent},
+                **{f"delta_{told['unit']}": told["delta"] for told in spent},
+            }
+        )
+    return rows
+
+
+def cells_csv(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """A line for each cell: its state, and what its last round says."""
+    rows = []
+    for entry in entries:
+        done = {cell.seed: cell for cell in entry.cells}
+        for seed, state in entry.states.items():
+            row: dict[str, Any] = {
+                "split": entry.run.split,
+                "method": entry.run.method,
+                "seed": seed,
+                "state": state,
+            }
+            if cell := done.get(seed):
+                up, down = _per_client(cell)
+                row |= {"round": cell.last["round"], "up": up, "down": down}
+                row |= {"seconds": cell.seconds} | {key: cell.last.get(key) for key in MEASURED}
+            rows.append(row)
+    return rows
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    keys = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(text, list(keys), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _markdown(entries: Sequence[Entry], comparison: Comparison, command: str) -> str:
+    columns = columns_of(entries)
+    lines = [f"# {comparison.name}: methods compared", "", f"`{command}`; {environment()}.", ""]
+    for split in comparison.splits:
+        lines += [f"## {split}", ""]
+        headings = ["method", "seeds", *(column.heading for column in columns)]
+        lines += [_row(headings), f"|---|{'---:|' * (len(headings) - 1)}"]
+        for entry in (one for one in entries if one.run.split == split):
+            texts = cells_of(entry, columns)
+            if entry is best(entries, split):
+                texts[0] = f"**{texts[0]}**"
+            name = entry.run.method + (" (reference)" if entry.run.reference else "")
+            lines.append(_row([name, entry.n_seeds, *texts]))
+        lines.append("")
+    lines += [f"* {column.heading}: {column.meaning}" for column in columns]
+    lines += [""] + [f"* {text}" for text in remarks(entries, comparison)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _row(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(text.replace('|', '&#124;') for text in texts)} |"
+
+
+def remarks(entries: Sequence[Entry], comparison: Comparison) -> list[str]:
+    """What failed, what is left out, and what is still to do."""
+    found = [
+        f"{entry.run.split}, {entry.run.method}, seed {', '.join(map(str, seeds))} failed: {reason}"
+        for entry in entries
+        for reason, seeds in entry.failures.items()
+    ]
+    found += [f"no {name} row: {reason}" for name, reason in comparison.left_out.items()]
+    n_waiting = sum(list(entry.states.values()).count("waiting") for entry in entries)
+    n_cells = sum(len(entry.states) for entry in entries)
+    if n_waiting:
+        found.append(f"{n_waiting} of {n_cells} cells are not done yet")
+    return found
