@@ -176,9 +176,7 @@ def audit(
             help="Run and audit a scenario under each protection, as none,swing,dpsgd:8.",
         ),
     ] = None,
-    baseline: Annotated[
-        bool, typer.Option(help="Compare DP-SGD with next to no noise too.")
-    ] = True,
+    baseline: Annotated[bool, typer.Option(help="Compare DP-SGD with little noise too.")] = True,
     overrides: Overrides = None,
     out: Annotated[
         Path | None,

@@ -42,8 +42,8 @@ nothing. What is **guaranteed** is an epsilon, and it is the ledgers': it bounds
   “worst” figure.
 * *defence known*: the attack knows the defence and undoes what it can.
 * *empirical*: a heuristic; nothing is proved of it.
-* *baseline*: DP-SGD with so little noise that its epsilon says nothing. A heuristic that leaks as
-  much at the same utility is not worth having.
+* *baseline*: DP-SGD with little noise, whose epsilon says next to nothing. A heuristic that leaks
+  as much at the same utility is not worth having.
 * *hidden in a sum*: by cryptography, the server sees no upload; no epsilon covers the sum.
 * *not covered*: something left that the protection does not cover, so no epsilon holds.
 * A question mark: there are too few non-members for so small an FPR.

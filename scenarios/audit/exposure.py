@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -145,17 +145,19 @@ def _of_text(views: Views) -> Iterator[Told]:
 
 
 def _read(
-    cell: Cell, source: Source, canaries: Iterable[Canary], way: Way
+    cell: Cell, source: Source, canaries: Sequence[Canary], way: Way
 ) -> Iterator[tuple[Canary, float]]:
-    """Bits of each canary by soft labels alone."""
+    """Bits of each canary by soft labels alone; the source is asked for all of them at once."""
     tokens, first = cell.world.tokens, cell.world.first_in_proxy
     assert tokens is not None
     assert first is not None
     numbers = {canary: number for number, canary in enumerate(cell.world.canaries)}
-    for canary in canaries:
-        at = positions(canary, first + numbers[canary], cell.proxy.positions, tokens)
-        soft = undo_temperature(*cell.taken(source, at, way))
-        yield canary, readout(soft, canary, tokens).independent.bits
+    n = cell.proxy.positions
+    places = [positions(canary, first + numbers[canary], n, tokens) for canary in canaries]
+    soft = undo_temperature(*cell.taken(source, np.concatenate(places), way))
+    ends = np.cumsum([len(at) for at in places])
+    for canary, rows in zip(canaries, np.split(soft, ends[:-1]), strict=True):
+        yield canary, readout(rows, canary, tokens).independent.bits
 
 
 def _sources(views: Views, client: int) -> Iterator[tuple[str, Source]]:

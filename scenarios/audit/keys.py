@@ -8,6 +8,7 @@ else can be found against, so a client without a key is not attacked.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,17 +60,23 @@ def world(
         parts[key.seat] = scenario.held(seed, key.seat, key.data)
     gives = scenario.uses_pool and isinstance(scenario.proxy, Contributed)
     if gives and pool is not None:
-        _check_given(parts, pool)
+        parts = {seat: _as_given(seat, part, pool) for seat, part in parts.items()}
     public = torch.from_numpy(pool.x) if pool is not None and not gives else None
     return joined(parts, seats, public, seed)
 
 
-def _check_given(parts: dict[int, Federation], pool: Pool) -> None:
-    for seat, part in parts.items():
-        given, _ = part.contribution(seat)
-        if not np.array_equal(given.numpy(), pool.x[pool.contributor == seat]):
-            raise FedkdError(
-                "these are not the data that the client took part with: it gave other samples",
-                value=f"client {seat}",
-                fix="the [data] of client.toml at the time of the run",
-            )
+def _as_given(seat: int, part: Federation, pool: Pool) -> Federation:
+    """A client's part with what it gave to this proxy set: nothing, if it came after that was made.
+
+    Raises: FedkdError for other samples than those that it gave.
+    """
+    given = pool.x[pool.contributor == seat]
+    if not len(given):
+        return replace(part, contributed=tuple(ids[:0] for ids in part.contributed))
+    if not np.array_equal(part.contribution(seat)[0].numpy(), given):
+        raise FedkdError(
+            "these are not the data that the client took part with: it gave other samples",
+            value=f"client {seat}",
+            fix="the [data] of client.toml at the time of the run",
+        )
+    return part

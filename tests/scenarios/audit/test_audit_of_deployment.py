@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 from clients.consent import Consent
 from fedkd import config
 from fedkd.errors import FedkdError
+from fedkd.payload import Pool
+from privacy.audit import recording
 from scenarios import cli
 from scenarios.audit.evidence import Cell
 from scenarios.audit.findings import OBSERVERS
-from scenarios.audit.keys import read
+from scenarios.audit.keys import read, world
 from scenarios.audit.run import Audit, Step, audit
 from scenarios.deploy.client import source_of
 from scenarios.deploy.folder import CLIENT, ClientSettings, dump
@@ -117,6 +119,22 @@ def test_a_client_without_a_key_is_not_attacked(home: Path, tmp_path: Path) -> N
     assert cell.clients == (0, 1)
     assert tuple(cell.models) == (0, 1)
     assert sorted(cell.ledgers) == [0, 1]
+
+
+def test_who_came_late_gave_nothing_and_the_labels_stay_in_their_places(home: Path) -> None:
+    scenario = scenario_of(home / "run")
+    pool = recording.Recording.open(home / "run/no-filter/seed-1/uploads").pool()
+    assert pool is not None
+    there = pool.contributor != 1
+    rest = Pool(pool.x[there], pool.contributor[there])
+    keys = read(folders(home, 0, 1, 2))
+    whole, late = (world(scenario, 3, 1, keys, one) for one in (pool, rest))
+    assert [len(ids) > 0 for ids in late.contributed] == [True, False, True]
+    assert (late.private[1] == whole.private[1]).all()
+    labels = [one.proxy_truth() for one in (whole, late)]
+    assert labels[0] is not None
+    assert labels[1] is not None
+    assert (labels[1][0] == labels[0][0][there]).all()
 
 
 def test_the_command_takes_the_folders_of_clients(home: Path) -> None:

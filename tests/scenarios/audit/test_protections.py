@@ -34,9 +34,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "dpsgd:8": {**DP_SGD, "privacy.training.epsilon": 8.0},
     "dpsgd-weak": {
         **DP_SGD,
-        "privacy.training.noise_multiplier": 0.1,
+        "privacy.training.noise_multiplier": 0.8,
         "training.local.batch_size": 119,
-        "training.local.learning_rate": 3.0,
     },
     "gaussian:4": {
         "privacy.release.bound": 5.0,
