@@ -63,9 +63,15 @@ def distributions(answer: Answer) -> Answer:
     return answer._replace(values=(rows / rows.sum(1, keepdims=True)).astype(np.float32))
 
 
-def decode_answer(data: Bytes, simplex: bool = False) -> Answer:
+def decode_answer(data: Bytes, simplex: bool = False, weighed: bool = False) -> Answer:
     return payload.decode_answer(
-        data, client=CLIENT, round_=ROUND, n_samples=N, n_classes=C, simplex=simplex
+        data,
+        client=CLIENT,
+        round_=ROUND,
+        n_samples=N,
+        n_classes=C,
+        simplex=simplex,
+        weighed=weighed,
     )
 
 
@@ -128,6 +134,14 @@ GOOD: dict[str, tuple[dict[str, Any], Arrays]] = {
             "values": np.full((3, C), 1 / C, np.float32),
         },
     ),
+    "weighed-answer": (
+        {"kind": "answer", "client": CLIENT, "round": ROUND},
+        {
+            "ids": np.array([0, 4, N - 1], np.int32),
+            "values": np.full((3, C), 1 / C, np.float32),
+            "weights": np.array([1, 0.5, 1e-30], np.float32),
+        },
+    ),
     "top-k-answer": (
         {"client": CLIENT, "round": ROUND},
         {
@@ -175,6 +189,16 @@ GOOD: dict[str, tuple[dict[str, Any], Arrays]] = {
             "values": np.full((3, C), 1 / C, np.float32),
         },
     ),
+    "selection": ({"round": ROUND}, {"mask": np.array([0b01000101, 1 << 7], np.uint8)}),
+    "label-means": (
+        {"round": ROUND},
+        {
+            "clients": np.array([2, CLIENT], np.int32),
+            "ids": np.array([0, C - 1], np.int32),
+            "total": np.array([[1, 1, 0, 0], [0, 0, 0.5, 0.5]]),
+            "voters": np.array([2, 1], np.int32),
+        },
+    ),
     "weights": (
         {"client": CLIENT, "round": ROUND, "n_samples": 600},
         {"weights": np.arange(SIZE, dtype=np.float32)},
@@ -184,9 +208,12 @@ DECODE: dict[str, Callable[[Bytes], Any]] = {
     "hello": payload.decode_hello,
     "pool": payload.decode_pool,
     "answer": lambda data: decode_answer(data, simplex=True),
+    "weighed-answer": lambda data: decode_answer(data, simplex=True, weighed=True),
     **{kind: partial_of(decode_sparse, coding=coding) for kind, coding in CODINGS.items()},
     "partial": decode_partial,
     "consensus": decode_consensus,
+    "selection": partial_of(payload.decode_selection, round_=ROUND, n_records=N),
+    "label-means": partial_of(payload.decode_label_means, round_=ROUND, n_classes=C),
     "weights": decode_weights,
 }
 

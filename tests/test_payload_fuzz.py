@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import save as save_torch
 
 from fedkd.errors import PayloadError
+from fedkd.exchange.label_means import LabelMeans
 from fedkd.payload import Answer, Bytes, CodedAnswer, Hello, Partial, Pool
 from messages import (
     DECODE,
@@ -84,6 +85,18 @@ def holds(kind: str, got: Any) -> bool:
                 and x.ndim == 4
                 and bool(np.isfinite(x).all())
             )
+        case "selection", ids:
+            return ids.tolist() == sorted(set(ids.tolist()) & set(range(N))) and len(ids) > 0
+        case "label-means", LabelMeans(clients, ids, total, voters):
+            return (
+                clients.tolist() == sorted(set(clients.tolist()))
+                and min([0, *clients.tolist()]) >= 0
+                and ids.tolist() == sorted(set(ids.tolist()) & set(range(C)))
+                and total.shape == (len(ids), C)
+                and bool(np.isfinite(total).all())
+                and voters.shape == ids.shape
+                and all(1 <= n <= len(clients) for n in voters.tolist())
+            )
         case "partial", Partial(_, clients, ids, (total, voters)):
             whole = [[float(value).is_integer() for value in row] for row in total]
             rows = zip(total.tolist(), voters.tolist(), strict=True)
@@ -104,10 +117,14 @@ def holds(kind: str, got: Any) -> bool:
         case _:
             if isinstance(got, CodedAnswer):
                 values = np.concatenate([block.values for block in got.blocks()])
-                got = Answer(got.client, got.round, got.ids, values)
+                got = Answer(got.client, got.round, got.ids, values, got.weights)
             ids = got.ids.tolist()
+            weighed = isinstance(got, Answer) and got.weights is not None
+            weights = got.weights.tolist() if weighed else []
             return (
-                ids == sorted(set(ids))
+                len(weights) == len(ids) * (kind == "weighed-answer")
+                and all(0 < weight <= 1 for weight in weights)
+                and ids == sorted(set(ids))
                 and set(ids) <= set(range(N))
                 and got.values.shape == (len(ids), C)
                 and got.values.dtype == np.float32
