@@ -21,7 +21,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedkd import config, payload
+from fedkd import config, payload, payload_answers
 from scenarios.grids import workers
 from scenarios.grids.workers import WorkersGrid
 from server.app import make_app
@@ -41,8 +41,8 @@ def train(message: Message, context: Context) -> Message:
     said = message.content.config_records["config"]
     ids, values = _answer(str(said["scenario"]), int(context.node_config["partition-id"]))
     client = int(context.node_config["partition-id"])
-    answer = payload.Answer(client, int(str(said["round"])), ids, values)
-    return _reply(message, payload.encode_answer(answer))
+    answer = payload_answers.Answer(client, int(str(said["round"])), ids, values)
+    return _reply(message, payload_answers.encode_answer(answer))
 
 
 @lru_cache(maxsize=1000)

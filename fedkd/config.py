@@ -38,7 +38,7 @@ from fedkd.data.sources import Digits, Source
 from fedkd.data.sources import load as load_data
 from fedkd.errors import FedkdError, did_you_mean
 from fedkd.exchange.methods import METHODS
-from fedkd.payload import Packing
+from fedkd.packing import Packing
 from fedkd.protection import PlainServer, Privacy, SecureAggregation
 from fedkd.section import Section
 from fedkd.sparse import Coding

@@ -1,19 +1,21 @@
-"""What goes over the wire between clients and server; `fedkd.wire` is the envelope."""
+"""What goes over the wire between clients and server; `fedkd.wire` is the envelope.
+
+Answers and their sums are in `fedkd.payload_answers`, secure aggregation in `payload_secure`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkd.codecs import ids_of, mask_of, opened, squeezed
+from fedkd.codecs import ids_of, mask_of
 from fedkd.errors import PayloadError
-from fedkd.exchange.combine import GRID, Votes
 from fedkd.exchange.consensus import Consensus
 from fedkd.exchange.label_means import LabelMeans
-from fedkd.sparse import TOLERANCE, Coding
+from fedkd.packing import Packing, packed, unpacked
+from fedkd.sparse import Coding
 from fedkd.wire import (
     SCHEMA,
     Array,
@@ -31,20 +33,6 @@ from fedkd.wire import (
 __all__ = ["SCHEMA", "Bytes"]
 
 
-WEIGHTS = {"weights": "float32"}
-"""Beside the rows of answers that count by weights of their own."""
-
-
-class Packing(NamedTuple):
-    """What is done to answers and consensus to make them shorter, without any loss."""
-
-    n_samples: int
-    mask: bool
-    """Whether a bit for each sample says which are meant, where that is shorter than their ids."""
-    zstd: int
-    """Its level; 0 is none."""
-
-
 class Hello(NamedTuple):
     """A client's first words: who it is, and what it gives to the proxy pool."""
 
@@ -52,50 +40,6 @@ class Hello(NamedTuple):
     n_private: int
     n_classes: int
     contribution: Array  # uint8, float32, int16 [m, c, h, w]: raw private samples, in the clear
-
-
-class Answer(NamedTuple):
-    """One client's answers of one round."""
-
-    client: int
-    round: int
-    ids: NDArray[np.int32]  # [m] ascending, unique proxy ids
-    values: NDArray[np.float32]  # [m, classes]
-    weights: NDArray[np.float32] | None = None  # [m] above 0, at most 1; None: all count alike
-
-    def blocks(self) -> Iterator[Answer]:
-        """The answer itself."""
-        yield self
-
-
-class CodedAnswer(NamedTuple):
-    """One client's answers of one round as a coding of them was sent; checked."""
-
-    client: int
-    round: int
-    ids: NDArray[np.int32]  # [m] ascending, unique proxy ids
-    arrays: dict[str, Array]
-    coding: Coding
-    n_classes: int
-    weights: NDArray[np.float32] | None = None  # as of `Answer`
-
-    def blocks(self) -> Iterator[Answer]:
-        """The answers with dense rows, a few at a time: all of a vocabulary's take too much."""
-        start = 0
-        for values in self.coding.decode(self.arrays, self.n_classes):
-            part = slice(start, start + len(values))
-            weights = None if self.weights is None else self.weights[part]
-            yield Answer(self.client, self.round, self.ids[part], values, weights)
-            start += len(values)
-
-
-class Partial(NamedTuple):
-    """The votes of some clients in one round, about the samples that any of them answered."""
-
-    round: int
-    clients: NDArray[np.int32]  # [k] ascending: whose answers are in it, each once
-    ids: NDArray[np.int32]  # [m] ascending, unique proxy ids
-    votes: Votes  # total [m, classes] float64, or float32 where that is exact; voters [m]
 
 
 class Pool(NamedTuple):
@@ -163,141 +107,10 @@ def decode_selection(data: Bytes, *, round_: int, n_records: int) -> NDArray[np.
     return ids
 
 
-def encode_answer(answer: Answer, packing: Packing | None = None) -> Bytes:
-    """One client's answers as bytes."""
-    arrays = {"values": answer.values, **_weights_of(answer)}
-    return _packed("answer", answer.ids, arrays, packing, client=answer.client, round=answer.round)
-
-
-def decode_answer(
-    data: Bytes,
-    *,
-    client: int,
-    round_: int,
-    n_samples: int,
-    n_classes: int,
-    simplex: bool,
-    weighed: bool = False,
-) -> Answer:
-    """The answers of `client` in `round_`.
-
-    Args: simplex: whether each row must be a distribution over the classes; weighed: whether each
-        must have a weight, which no other answer may.
-    Raises: PayloadError for another client or round, ids out of range, unsorted or repeated, a
-        wrong shape, values that are not finite or, with `simplex`, not distributions, weights that
-        are missing, not above 0, or above 1.
-    """
-    spec = {"values": "float32", **(WEIGHTS if weighed else {})}
-    ids, arrays, header = _unpacked(data, "answer", spec, n_samples, n_classes)
-    answer = Answer(whole(header, "client"), whole(header, "round"), ids, **arrays)
-    _from(answer, client, round_)
-    _check_weights(answer)
-    check_rows(answer.ids, answer.values, n_samples, n_classes)
-    if simplex and len(answer.values):
-        ones = np.ones(n_classes, np.float32)  # a product sums short rows 20 times as fast
-        off = float(np.abs(answer.values @ ones - 1).max())
-        low = float(answer.values.min())
-        if off > TOLERANCE or low < 0:
-            raise PayloadError("a row is not a distribution", value=(low, off))
-    return answer
-
-
-def encode_coded_answer(
-    answer: Answer, coding: Coding, draws: np.random.Generator, packing: Packing | None = None
-) -> Bytes:
-    """One client's answers as bytes, their rows by `coding`.
-
-    Raises: FedkdError for a row that is not a distribution.
-    """
-    arrays = {**coding.encode(answer.values, draws), **_weights_of(answer)}
-    who = {"client": answer.client, "round": answer.round}
-    return _packed(coding.kind, answer.ids, arrays, packing, **who)
-
-
-def decode_coded_answer(
-    data: Bytes,
-    *,
-    client: int,
-    round_: int,
-    n_samples: int,
-    n_classes: int,
-    coding: Coding,
-    weighed: bool = False,
-) -> CodedAnswer:
-    """The answers of `client` in `round_`, all of them checked before any dense row is made.
-
-    Raises: PayloadError as `decode_answer`, and for arrays that break the coding's contract.
-    """
-    spec = {**coding.types(n_classes), **(WEIGHTS if weighed else {})}
-    ids, arrays, header = _unpacked(data, coding.kind, spec, n_samples, n_classes)
-    weights = arrays.pop("weights", None)
-    who = whole(header, "client"), whole(header, "round")
-    answer = CodedAnswer(*who, ids, arrays, coding, n_classes, weights)
-    _from(answer, client, round_)
-    _check_weights(answer)
-    check_ids(ids, n_samples)
-    coding.check(arrays, len(ids), n_classes)
-    return answer
-
-
-def encode_partial(partial: Partial) -> Bytes:
-    """A partial sum as bytes; a total that float32 can say exactly takes half of them."""
-    total = partial.votes.total
-    narrow = total.astype(np.float32)
-    arrays = {
-        "clients": partial.clients,
-        "ids": partial.ids,
-        "total": narrow if np.array_equal(narrow, total) else total,
-        "voters": partial.votes.voters,
-    }
-    return pack("partial", arrays, round=partial.round)
-
-
-def decode_partial(data: Bytes, *, round_: int, n_samples: int, n_classes: int) -> Partial:
-    """A partial sum of answers whose rows are distributions.
-
-    Raises: PayloadError for another round, clients or ids that are repeated or not ascending, ids
-        out of range, a wrong shape, a total that is not finite or no whole number of steps, more
-        voters than clients, or rows that are not the sum of as many distributions.
-    """
-    arrays, header = unpack(
-        data,
-        "partial",
-        {"clients": "int32", "ids": "int32", "total": "float32 float64", "voters": "int32"},
-    )
-    clients, ids, total, voters = (arrays[k] for k in ("clients", "ids", "total", "voters"))
-    if whole(header, "round") != round_:
-        raise PayloadError("sum of another round", value=header["round"], allowed=str(round_))
-    require(clients.ndim == 1 and len(clients) > 0, "clients are not [k], or there are none")
-    require(
-        bool((clients >= 0).all() and (np.diff(clients) > 0).all()),
-        "clients are negative, repeated or not ascending",
-    )
-    check_rows(ids, total, n_samples, n_classes)
-    require(voters.shape == ids.shape, f"voters are {list(voters.shape)}, not [{len(ids)}]")
-    if len(ids):
-        require(
-            int(voters.min()) >= 1 and int(voters.max()) <= len(clients),
-            f"a sample does not have 1 to {len(clients)} voters",
-        )
-        require(bool((total == np.rint(total)).all()), "a total is no whole number of steps")
-        low, high = float(total.min()), float(total.max())
-        # Each answer's rows are off by their own tolerance, and by half a step a class.
-        tolerance = TOLERANCE + n_classes / GRID
-        require(
-            low >= 0 and high <= (1 + tolerance) * len(clients) * GRID,
-            "a row is not a sum of distributions",
-        )
-        off = float(np.abs(total @ np.ones(n_classes) / (voters * GRID) - 1).max())
-        if off > tolerance:
-            raise PayloadError("a row is not a sum of distributions", value=off)
-    return Partial(round_, clients, ids, Votes(total, voters))
-
-
 def encode_consensus(consensus: Consensus, round_: int, packing: Packing | None = None) -> Bytes:
     """One round's consensus as bytes."""
     arrays = {"values": consensus.values}
-    return _packed("consensus", consensus.ids, arrays, packing, round=round_)
+    return packed("consensus", consensus.ids, arrays, packing, round=round_)
 
 
 def encode_coded_consensus(
@@ -312,7 +125,7 @@ def encode_coded_consensus(
     Raises: FedkdError for a row that the coding does not take.
     """
     arrays = coding.encode(consensus.values, draws)
-    return _packed(f"consensus-{coding.kind}", consensus.ids, arrays, packing, round=round_)
+    return packed(f"consensus-{coding.kind}", consensus.ids, arrays, packing, round=round_)
 
 
 def decode_consensus(
@@ -325,7 +138,7 @@ def decode_consensus(
     """
     spec = {"values": "float32"} if coding is None else coding.types(n_classes)
     kind = "consensus" if coding is None else f"consensus-{coding.kind}"
-    ids, arrays, header = _unpacked(data, kind, spec, n_samples, n_classes)
+    ids, arrays, header = unpacked(data, kind, spec, n_samples, n_classes)
     if whole(header, "round") != round_:
         raise PayloadError("consensus of another round", value=header["round"])
     if coding is None:
@@ -384,55 +197,3 @@ def decode_weights(
     n_samples = whole(header, "n_samples")
     require(n_samples >= 0, "n_samples is negative")
     return arrays["weights"], n_samples
-
-
-def _packed(
-    kind: str,
-    ids: NDArray[np.int32],
-    arrays: dict[str, Array],
-    packing: Packing | None,
-    **header: int,
-) -> Bytes:
-    """A message about some proxy samples, as short as `packing` allows."""
-    if packing is None:
-        return pack(kind, {"ids": ids, **arrays}, **header)
-    which: dict[str, Array] = {"ids": ids}
-    if packing.mask and 4 * len(ids) > -(-packing.n_samples // 8):
-        which = {"mask": mask_of(ids, packing.n_samples)}
-    return squeezed(pack(kind, {**which, **arrays}, **header), packing.zstd)
-
-
-def _unpacked(
-    data: Bytes, kind: str, spec: dict[str, str], n_samples: int, n_classes: int
-) -> tuple[Array, dict[str, Array], dict[str, Any]]:
-    """The ids, the other arrays and the header of a message, however it was packed.
-
-    A frame may hold what the largest answer to all samples takes, and no more.
-    """
-    most = n_samples * (12 * n_classes + 8) + 2**16
-    arrays, header = unpack(
-        opened(data, most), kind, {"ids": "int32", **spec}, {"mask": "uint8", **spec}
-    )
-    ids = arrays.pop("ids") if "ids" in arrays else ids_of(arrays.pop("mask"), n_samples)
-    return ids, arrays, header
-
-
-def _weights_of(answer: Answer) -> dict[str, Array]:
-    return {} if answer.weights is None else {"weights": answer.weights}
-
-
-def _check_weights(answer: Answer | CodedAnswer) -> None:
-    """Bounded, so that no client can drown the others; a sum of them is never 0."""
-    if answer.weights is None:
-        return
-    require(answer.weights.shape == answer.ids.shape, "there is not one weight a sample")
-    check_finite(answer.weights, "weights")
-    inside = (answer.weights > 0) & (answer.weights <= 1)
-    require(bool(inside.all()), "a weight is not above 0 and at most 1")
-
-
-def _from(answer: Answer | CodedAnswer, client: int, round_: int) -> None:
-    if answer.client != client:
-        raise PayloadError("answer in another client's name", value=answer.client)
-    if answer.round != round_:
-        raise PayloadError("answer of another round", value=answer.round, allowed=str(round_))

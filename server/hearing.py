@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkd import payload
+from fedkd import payload, payload_answers
 from fedkd.config import Scenario
 from fedkd.data.federation import Federation
 from fedkd.errors import PayloadError
@@ -18,7 +18,7 @@ from fedkd.exchange.every_vote import Ballots, EveryVote
 from fedkd.exchange.gate import Soft
 from server import measures
 
-AnyAnswer = payload.Answer | payload.CodedAnswer
+AnyAnswer = payload_answers.Answer | payload_answers.CodedAnswer
 
 
 class Sizes(NamedTuple):
@@ -68,9 +68,11 @@ class Hearing:
         of["n_classes"] = self._sizes.n_classes
         answer: AnyAnswer
         if self._coding is None:
-            answer = payload.decode_answer(data, simplex=self._simplex, weighed=self._sent, **of)
+            answer = payload_answers.decode_answer(
+                data, simplex=self._simplex, weighed=self._sent, **of
+            )
         else:
-            answer = payload.decode_coded_answer(
+            answer = payload_answers.decode_coded_answer(
                 data, coding=self._coding, weighed=self._sent, **of
             )
         if len(answer.ids) > self._most_rows:
@@ -142,7 +144,7 @@ class Hearing:
         Raises: PayloadError as `check`.
         """
         sizes = {"n_samples": self._sizes.n_samples, "n_classes": self._sizes.n_classes}
-        partial = payload.decode_partial(data, round_=round_, **sizes)
+        partial = payload_answers.decode_partial(data, round_=round_, **sizes)
         assert isinstance(self._rule, Summed)  # else nobody was asked for a sum
         check(round_, partial.ids)
         self._rule.merge(self.sums, partial.ids, partial.votes)
@@ -162,7 +164,7 @@ class Hearing:
         if len(ids) < len(votes.voters):
             votes = Votes(votes.total[ids], votes.voters[ids])
         given_by = np.array(clients, np.int32)
-        return payload.encode_partial(payload.Partial(round_, given_by, ids, votes))
+        return payload_answers.encode_partial(payload_answers.Partial(round_, given_by, ids, votes))
 
 
 class Single:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkd import payload
+from fedkd import payload, payload_answers
 from fedkd.errors import PayloadError
 from fedkd.exchange.label_means import LabelMeans
 from server.calls import Talk
@@ -55,7 +55,7 @@ class ByLabel(Single):
         if data is None or round_ != self._round:
             raise PayloadError("no means of this round in the reply")
         n = self._n_classes
-        said = payload.decode_answer(
+        said = payload_answers.decode_answer(
             data, client=client, round_=round_, n_samples=n, n_classes=n, simplex=self._simplex
         )
         self._heard.append(client)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from flwr.serverapp import Grid
 
 from fedkd import payload
 from fedkd.data.proxy import Foreign
+from fedkd.transcript import digest as digest_of
 from server import attendance
 from server.attendance import Kind, kind_of
 from server.events import EventLog
@@ -53,7 +53,7 @@ def set_up(grid: Grid, job: Job, log: EventLog, kept: Path | None = None) -> Ros
             packed = payload.encode_pool(pool)
         found = None if world is None else world.proxy_truth()
         truth = None if found is None else (found[0].ravel(), found[1])
-        digest = hashlib.sha256(packed).hexdigest()
+        digest = digest_of(packed)
         counts = (
             None
             if truth is None or world is None

@@ -20,6 +20,7 @@ from fedkd.errors import FedkdError
 from fedkd.transcript import SIGNED, Chain, Statement, digest
 from server.calls import payload_of
 from server.link import pull
+from server.plain_grid import PlainGrid
 
 TRANSCRIPT = "transcript.jsonl"
 """In the folder of a deployed cell; only ever added to, also by a run that is resumed."""
@@ -52,7 +53,7 @@ def signed_by(key: ec.EllipticCurvePublicKey, statement: Statement, signature: b
     return True
 
 
-class Witnessed(Grid):
+class Witnessed(PlainGrid):
     """A grid that lets through what its sender has signed, and keeps a line of each."""
 
     def __init__(self, grid: Grid, path: Path, members: Mapping[int, Member]) -> None:
@@ -110,23 +111,6 @@ class Witnessed(Grid):
     def run(self) -> Run:
         """See `Grid`."""
         return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See `Grid`; deprecated there, but abstract."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """See `Grid`; nobody here calls it, and what it carried would not be witnessed."""
-        raise NotImplementedError
 
 
 def _question(content: RecordDict, step: str) -> Statement:

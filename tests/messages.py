@@ -14,11 +14,12 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from fedkd import payload
+from fedkd import payload, payload_answers
 from fedkd.codecs import ArgMax, Eight, Half
 from fedkd.exchange.combine import Mean, Votes
 from fedkd.exchange.consensus import Consensus
-from fedkd.payload import Answer, Bytes, CodedAnswer, Hello, Partial
+from fedkd.payload import Bytes, Hello
+from fedkd.payload_answers import Answer, CodedAnswer, Partial
 from fedkd.sparse import Coding, Draws, Largest
 
 Arrays = dict[str, NDArray[Any]]
@@ -64,7 +65,7 @@ def distributions(answer: Answer) -> Answer:
 
 
 def decode_answer(data: Bytes, simplex: bool = False, weighed: bool = False) -> Answer:
-    return payload.decode_answer(
+    return payload_answers.decode_answer(
         data,
         client=CLIENT,
         round_=ROUND,
@@ -76,11 +77,11 @@ def decode_answer(data: Bytes, simplex: bool = False, weighed: bool = False) -> 
 
 
 def encode_sparse(answer: Answer, coding: Coding, seed: int = 0) -> Bytes:
-    return payload.encode_coded_answer(answer, coding, np.random.default_rng(seed))
+    return payload_answers.encode_coded_answer(answer, coding, np.random.default_rng(seed))
 
 
 def decode_sparse(data: Bytes, coding: Coding, n_classes: int = C) -> CodedAnswer:
-    return payload.decode_coded_answer(
+    return payload_answers.decode_coded_answer(
         data, client=CLIENT, round_=ROUND, n_samples=N, n_classes=n_classes, coding=coding
     )
 
@@ -90,7 +91,7 @@ def decode_consensus(data: Bytes) -> Consensus:
 
 
 def decode_partial(data: Bytes) -> Partial:
-    return payload.decode_partial(data, round_=ROUND, n_samples=N, n_classes=C)
+    return payload_answers.decode_partial(data, round_=ROUND, n_samples=N, n_classes=C)
 
 
 def partial(some: list[Answer]) -> Partial:

@@ -13,11 +13,12 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from test_payload_fuzz import EDITS, Edit, edited, holds
 
-from fedkd import config, payload
+from fedkd import config, payload, payload_answers
 from fedkd.codecs import ArgMax, Eight, Half, coding_of, ids_of, mask_of, opened, squeezed
 from fedkd.errors import FedkdError, PayloadError
 from fedkd.exchange.consensus import Consensus
-from fedkd.payload import Answer, Packing
+from fedkd.packing import Packing
+from fedkd.payload_answers import Answer
 from fedkd.sparse import Coding
 from messages import CLIENT, CODINGS, QUICK, ROUND, C, N, decode_sparse, forged
 
@@ -168,11 +169,11 @@ def test_answers_and_consensus_arrive(values: str, packing: Packing | None) -> N
     coding, answer = coding_of(values, simplex=True), Answer(CLIENT, ROUND, ids, rows)
     sizes = {"round_": ROUND, "n_samples": N, "n_classes": C}
     if coding is None:
-        data = payload.encode_answer(answer, packing)
-        got = payload.decode_answer(data, client=CLIENT, simplex=True, **sizes)
+        data = payload_answers.encode_answer(answer, packing)
+        got = payload_answers.decode_answer(data, client=CLIENT, simplex=True, **sizes)
         told = payload.encode_consensus(Consensus(ids, rows), ROUND, packing)
     else:
-        data = payload.encode_coded_answer(answer, coding, NO_DRAWS, packing)
+        data = payload_answers.encode_coded_answer(answer, coding, NO_DRAWS, packing)
         (got,) = decode_sparse(data, coding).blocks()
         told = payload.encode_coded_consensus(
             Consensus(ids, rows), ROUND, coding, NO_DRAWS, packing

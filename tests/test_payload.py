@@ -12,10 +12,11 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
-from fedkd import payload
+from fedkd import payload, payload_answers
 from fedkd.exchange.combine import Votes
 from fedkd.exchange.consensus import Consensus
-from fedkd.payload import Answer, Bytes, Hello, Partial, Pool
+from fedkd.payload import Bytes, Hello, Pool
+from fedkd.payload_answers import Answer, Partial
 from fedkd.sparse import Draws, Largest
 from messages import (
     CLIENT,
@@ -57,9 +58,9 @@ def test_a_pool_arrives(x: NDArray[Any], data: st.DataObject) -> None:
 @given(answers())
 @QUICK
 def test_an_answer_arrives(answer: Answer) -> None:
-    assert_same(decode_answer(payload.encode_answer(answer)), answer)
+    assert_same(decode_answer(payload_answers.encode_answer(answer)), answer)
     soft = distributions(answer)
-    assert_same(decode_answer(payload.encode_answer(soft), simplex=True), soft)
+    assert_same(decode_answer(payload_answers.encode_answer(soft), simplex=True), soft)
 
 
 @pytest.mark.parametrize("kind", CODINGS)
@@ -93,7 +94,7 @@ def test_a_consensus_arrives(answer: Answer) -> None:
 @QUICK
 def test_a_partial_sum_arrives(some: list[Answer]) -> None:
     sent = partial(some)
-    got = decode_partial(payload.encode_partial(sent))
+    got = decode_partial(payload_answers.encode_partial(sent))
     assert got.round == ROUND
     np.testing.assert_array_equal(got.clients, sent.clients, strict=True)
     np.testing.assert_array_equal(got.ids, sent.ids, strict=True)
@@ -114,13 +115,13 @@ def test_the_layout_in_memory_does_not_matter() -> None:
     grid = np.arange(2 * N * C, dtype=np.float32).reshape(C, 2 * N)
     values = grid[:, ::2].T  # neither contiguous nor in C order
     answer = Answer(CLIENT, ROUND, np.arange(N, dtype=np.int32).repeat(2)[::2], values)
-    assert_same(decode_answer(payload.encode_answer(answer)), answer)
+    assert_same(decode_answer(payload_answers.encode_answer(answer)), answer)
 
 
 @given(answers())
 @QUICK
 def test_equal_messages_are_equal_bytes(answer: Answer) -> None:
-    one, other = (payload.encode_answer(Answer(*answer)) for _ in range(2))
+    one, other = (payload_answers.encode_answer(Answer(*answer)) for _ in range(2))
     assert one == other
 
 
@@ -139,7 +140,7 @@ def test_bytes_are_the_closed_forms(m: int, n_classes: int) -> None:
     ids, values = np.arange(m, dtype=np.int32), np.zeros((m, n_classes), np.float32)
     messages = {
         4 * m * (n_classes + 1): [
-            payload.encode_answer(Answer(CLIENT, ROUND, ids, values)),
+            payload_answers.encode_answer(Answer(CLIENT, ROUND, ids, values)),
             payload.encode_consensus(Consensus(ids, values), ROUND),
         ],
         4 * m * n_classes: [payload.encode_weights(values.ravel(), CLIENT, ROUND)],
@@ -165,7 +166,7 @@ def test_bytes_of_partial_sums_are_the_closed_forms(m: int, k: int, n_classes: i
         if wide:
             total[:, 0] = 2.0**29 + 1
         votes = Votes(total, np.full(m, k, np.int32))
-        data = payload.encode_partial(Partial(ROUND, clients, ids, votes))
+        data = payload_answers.encode_partial(Partial(ROUND, clients, ids, votes))
         assert body(data) == 4 * k + m * (4 + 4 + (8 if wide else 4) * n_classes)
 
 

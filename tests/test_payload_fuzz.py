@@ -14,7 +14,8 @@ from safetensors.torch import save as save_torch
 
 from fedkd.errors import PayloadError
 from fedkd.exchange.label_means import LabelMeans
-from fedkd.payload import Answer, Bytes, CodedAnswer, Hello, Partial, Pool
+from fedkd.payload import Bytes, Hello, Pool
+from fedkd.payload_answers import Answer, CodedAnswer, Partial
 from messages import (
     DECODE,
     GOOD,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedkd import payload
 from fedkd.errors import PayloadError
-from fedkd.payload import Answer
+from fedkd.payload_answers import Answer
 from fedkd.sparse import Largest
 from messages import (
     CLIENT,

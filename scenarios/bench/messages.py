@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedkd import config, payload
+from fedkd import config, payload, payload_answers
 from fedkd.config_sections import Grid as GridSection
 from scenarios.bench.clock import Clock
 from scenarios.grids import flower, inline
@@ -63,8 +63,8 @@ def train(message: Message, context: Context) -> Message:
     """An answer to every proxy sample, encoded and sent as a client of ours does."""
     client = int(context.node_config["partition-id"])
     round_ = int(str(message.content.config_records["config"]["round"]))
-    answer = payload.Answer(client, round_, IDS, VALUES)
-    return _reply(message, payload.encode_answer(answer))
+    answer = payload_answers.Answer(client, round_, IDS, VALUES)
+    return _reply(message, payload_answers.encode_answer(answer))
 
 
 @app.evaluate()

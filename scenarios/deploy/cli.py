@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,22 +11,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fedkd import config
 from fedkd.errors import FedkdError
 from fedkd.files import is_locked
+from scenarios.cli_options import INTERRUPTED, AsJson, Overrides, console
 
 app = typer.Typer(no_args_is_help=True, help="A real server and real clients, over TLS.")
-console = Console(width=None if sys.stdout.isatty() else 120)
-INTERRUPTED = 130
 Say = Callable[[str], None]
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The deployment's folder.")]
 Server = Annotated[Path, typer.Argument(metavar="SERVER", help="FOLDER/server.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Say each line as a JSON object.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 
 
 @app.command()
@@ -93,10 +89,7 @@ def explain(
     folder: Annotated[Path, typer.Argument(metavar="CLIENT", help="FOLDER/clients/NAME.")],
     scenario: Annotated[Path, typer.Argument(help="What the server would run.")],
     data: Annotated[str | None, typer.Option(help="Own data, as for `client`.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """What would leave this client, to whom, how much and at what cost; nothing is sent."""
     from scenarios.deploy.explain import explain as words
@@ -109,10 +102,7 @@ def explain(
 def submit(
     folder: Server,
     scenario: Annotated[str, typer.Argument(metavar="SCENARIO|RUN", help="What to run.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
-    ] = None,
+    overrides: Overrides = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not follow the run.")] = False,
 ) -> None:
     """Run a scenario on the clients, or take up a run that stopped; and follow it."""

@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from clients.place import Place
-from fedkd import payload, payload_secure, protection
+from fedkd import payload, payload_answers, payload_secure, protection
 from fedkd.config import Scenario
 from fedkd.data.federation import Federation
 from fedkd.data.proxy import Contributed
@@ -119,7 +119,7 @@ def leaving(scenario: Scenario, settings: ClientSettings, world: Federation) -> 
     if method.exchange == "label-means":
         held = np.arange(prospect.n_classes, dtype=np.int32)
         values = np.full((len(held), len(held)), 1 / len(held), np.float32)
-        packed = payload.encode_answer(payload.Answer(seat, 1, held, values))
+        packed = payload_answers.encode_answer(payload_answers.Answer(seat, 1, held, values))
         told = "what its model says of its own records of each label on average, and which it holds"
         to = "the server, and in a sum all clients"
         found.append(Leaving("label means", to, rounds, len(packed), told))
@@ -156,12 +156,12 @@ def _answer_bytes(scenario: Scenario, prospect: Prospect, summed: bool) -> int:
     values = np.full((rows, classes), 1 / classes, np.float32)
     weights = np.ones(rows, np.float32) if isinstance(scenario.method.gate, Soft) else None
     ids = np.arange(rows, dtype=np.int32)
-    answer = payload.Answer(prospect.client, 1, ids, values, weights)
+    answer = payload_answers.Answer(prospect.client, 1, ids, values, weights)
     coding, packing = scenario.coding_up, scenario.packing(prospect.samples)
     if coding is None:
-        return len(payload.encode_answer(answer, packing))
+        return len(payload_answers.encode_answer(answer, packing))
     draws = stream(0, "client", 1, prospect.client, "coding")
-    return len(payload.encode_coded_answer(answer, coding, draws, packing))
+    return len(payload_answers.encode_coded_answer(answer, coding, draws, packing))
 
 
 def prospect_of(scenario: Scenario, settings: ClientSettings, world: Federation) -> Prospect:

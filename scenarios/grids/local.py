@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
@@ -13,9 +11,10 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 
 from scenarios.grids.nodes import FIRST_NODE_ID, RUN_ID, identify
+from server.plain_grid import PlainGrid
 
 
-class LocalGrid(Grid):
+class LocalGrid(PlainGrid):
     """A Flower Grid of nodes that are always there. A subclass carries the messages."""
 
     def __init__(self, n_clients: int) -> None:
@@ -33,33 +32,9 @@ class LocalGrid(Grid):
         """See `Grid`."""
         return self._run
 
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See `Grid`; deprecated there, but abstract."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
     def get_node_ids(self) -> Sequence[int]:
         """All nodes; none ever leaves. A range says that node i of it holds partition i."""
         return self._nodes
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """See `Grid`; our own server hears clients one by one instead (`server.calls`)."""
-        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
-        missing = set(self.push_messages(messages))
-        replies: list[Message] = []
-        while missing and time.monotonic() < deadline:
-            arrived = list(self.pull_messages(missing))
-            missing -= {reply.metadata.reply_to_message_id for reply in arrived}
-            replies += arrived
-        return replies
 
     def _number(self, message: Message) -> str:
         message.metadata.__dict__["_message_id"] = f"m{next(self._numbers)}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedkd import payload
+from fedkd import payload_answers
 from fedkd.rng import stream
 from scenarios.results import Result
 from scenarios.simulate import simulate
@@ -17,7 +17,7 @@ from small_runs import consensus, facts, small
 K, N = 3, 20
 
 
-def top_k(answer: payload.Answer) -> np.ndarray:
+def top_k(answer: payload_answers.Answer) -> np.ndarray:
     """The K largest of each row, at a tie the first, and an even tail; written row by row."""
     rows = []
     for row in answer.values:
@@ -29,7 +29,7 @@ def top_k(answer: payload.Answer) -> np.ndarray:
     return np.array(rows, np.float32).reshape(answer.values.shape)
 
 
-def sampled(answer: payload.Answer) -> np.ndarray:
+def sampled(answer: payload_answers.Answer) -> np.ndarray:
     """N draws from each row, by the client's own stream."""
     uniform = stream(1, "client", answer.round, answer.client, "coding")
     rows = []
@@ -56,9 +56,11 @@ def test_a_sparse_run_is_the_dense_run_of_its_sparse_rows(
         small(method={"name": "edgefd", "release": release}), folder=tmp_path / "sparse"
     )
     plain = simulate(small(), folder=tmp_path / "plain")
-    encode = payload.encode_answer
+    encode = payload_answers.encode_answer
     monkeypatch.setattr(
-        payload, "encode_answer", lambda a, packing: encode(a._replace(values=oracle(a)), packing)
+        payload_answers,
+        "encode_answer",
+        lambda a, packing: encode(a._replace(values=oracle(a)), packing),
     )
     dense = simulate(small(), folder=tmp_path / "dense")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedkd import payload
+from fedkd import payload_answers
 from scenarios.results import Result
 from scenarios.simulate import simulate
 from small_runs import consensus, facts, small
@@ -34,7 +34,7 @@ def test_packing_changes_nothing_but_bytes(tmp_path: Path, grid: str) -> None:
     assert sent(packed) < 0.9 * sent(plain)
 
 
-def hardest(answer: payload.Answer) -> np.ndarray:
+def hardest(answer: payload_answers.Answer) -> np.ndarray:
     """One-hot rows, one after the other."""
     rows = [[float(i == row.argmax()) for i in range(len(row))] for row in answer.values]
     return np.array(rows, np.float32).reshape(answer.values.shape)
@@ -44,9 +44,11 @@ def test_argmax_up_is_the_run_of_one_hot_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     coded = simulate(small(wire={"up": "argmax"}), folder=tmp_path / "coded")
-    encode = payload.encode_answer
+    encode = payload_answers.encode_answer
     monkeypatch.setattr(
-        payload, "encode_answer", lambda a, packing: encode(a._replace(values=hardest(a)), packing)
+        payload_answers,
+        "encode_answer",
+        lambda a, packing: encode(a._replace(values=hardest(a)), packing),
     )
     dense = simulate(small(), folder=tmp_path / "dense")
     assert but_bytes(coded) == but_bytes(dense)

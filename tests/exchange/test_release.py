@@ -11,10 +11,10 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from fedkd import payload
+from fedkd import payload_answers
 from fedkd.exchange.combine import Mean
 from fedkd.exchange.release import RELEASES, Logits, Probabilities, Sampled, TopK
-from fedkd.payload import Answer
+from fedkd.payload_answers import Answer
 from fedkd.sparse import Draws, Largest
 
 T = pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
@@ -59,8 +59,8 @@ def test_every_release_passes_the_checks_of_the_wire(
     values = row.release(torch.from_numpy(logits)).numpy()
     n, c = values.shape
     answer = Answer(0, 1, np.arange(n, dtype=np.int32), values)
-    got = payload.decode_answer(
-        payload.encode_answer(answer),
+    got = payload_answers.decode_answer(
+        payload_answers.encode_answer(answer),
         client=0,
         round_=1,
         n_samples=n,
@@ -97,8 +97,8 @@ def test_sparse_releases_pass_the_checks_of_the_wire(
             values, Probabilities(temperature=temperature).release(torch.from_numpy(logits))
         )
         answer = Answer(0, 1, np.arange(m, dtype=np.int32), values)
-        got = payload.decode_coded_answer(
-            payload.encode_coded_answer(answer, row.coding, np.random.default_rng(0)),
+        got = payload_answers.decode_coded_answer(
+            payload_answers.encode_coded_answer(answer, row.coding, np.random.default_rng(0)),
             client=0,
             round_=1,
             n_samples=m,

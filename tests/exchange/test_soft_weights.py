@@ -13,12 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkd import payload
+from fedkd import payload, payload_answers
 from fedkd.codecs import ArgMax
 from fedkd.errors import PayloadError
 from fedkd.exchange.combine import Mean, Power, Summed, Variance
 from fedkd.exchange.gate import Soft
-from fedkd.payload import Answer
+from fedkd.payload_answers import Answer
 from fedkd.rng import stream
 from privacy.ledger import Ledger
 from scenario_tables import refusal
@@ -166,10 +166,12 @@ def test_variance_weighs_by_numpy_s_and_drops_what_all_answer_evenly(seed: int, 
 def test_weights_travel(seed: int) -> None:
     (answer,) = said(seed, 1)
     sizes: dict[str, Any] = {"client": 0, "round_": 1, "n_samples": N, "n_classes": C}
-    back = payload.decode_answer(payload.encode_answer(answer), simplex=True, weighed=True, **sizes)
+    back = payload_answers.decode_answer(
+        payload_answers.encode_answer(answer), simplex=True, weighed=True, **sizes
+    )
     np.testing.assert_array_equal(back.weights, answer.weights)
-    data = payload.encode_coded_answer(answer, ArgMax(), stream(1, "test"))
-    coded = payload.decode_coded_answer(data, coding=ArgMax(), weighed=True, **sizes)
+    data = payload_answers.encode_coded_answer(answer, ArgMax(), stream(1, "test"))
+    coded = payload_answers.decode_coded_answer(data, coding=ArgMax(), weighed=True, **sizes)
     blocks = list(coded.blocks())
     np.testing.assert_array_equal(np.concatenate([b.weights for b in blocks]), answer.weights)
 
@@ -190,8 +192,8 @@ def test_weights_that_break_the_contract_are_refused(weights: list[Any], why: st
     values = np.full((2, C), 1 / C, np.float32)
     answer = Answer(0, 1, np.array([1, 5], np.int32), values, np.array(weights, np.float32))
     with pytest.raises(PayloadError, match=why):
-        payload.decode_answer(
-            payload.encode_answer(answer),
+        payload_answers.decode_answer(
+            payload_answers.encode_answer(answer),
             client=0,
             round_=1,
             n_samples=N,
@@ -206,8 +208,8 @@ def test_weights_come_where_they_are_asked_for_and_nowhere_else(weighed: bool) -
     (answer,) = said(1, 1)
     sent = answer._replace(weights=None) if weighed else answer
     with pytest.raises(PayloadError, match="wrong arrays"):
-        payload.decode_answer(
-            payload.encode_answer(sent),
+        payload_answers.decode_answer(
+            payload_answers.encode_answer(sent),
             client=0,
             round_=1,
             n_samples=N,

@@ -17,9 +17,9 @@ from scipy import stats
 from scipy.optimize import brentq
 from torch import Tensor
 
-from fedkd import payload
+from fedkd import payload_answers
 from fedkd.errors import FedkdError
-from fedkd.payload import Answer
+from fedkd.payload_answers import Answer
 from privacy.mechanisms import (
     Gaussian,
     HardLabels,
@@ -85,8 +85,8 @@ def test_a_release_is_the_noised_bound_and_its_generator_decides(
 def passes_the_wire(values: Tensor) -> bool:
     n, c = values.shape
     answer = Answer(0, 1, np.arange(n, dtype=np.int32), values.numpy())
-    blob = payload.encode_answer(answer)
-    payload.decode_answer(blob, client=0, round_=1, n_samples=n, n_classes=c, simplex=True)
+    blob = payload_answers.encode_answer(answer)
+    payload_answers.decode_answer(blob, client=0, round_=1, n_samples=n, n_classes=c, simplex=True)
     return True
 
 

@@ -153,8 +153,9 @@ def test_ctrl_c_is_130_even_if_it_strikes_inside_exec(tmp_path: Path) -> None:
     """Under `python -m`, CPython would there end by SIGINT, whatever exit code it is given."""
     program = tmp_path / "program.py"
     program.write_text(
-        "import sys\n"
+        "import signal, sys\n"
         "from scenarios import cli, simulate\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
         "def interrupted(*args, **kwargs):\n"
         "    exec('import os, signal; os.kill(os.getpid(), signal.SIGINT)\\nwhile True: pass')\n"
         "simulate.simulate = interrupted\n"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fedkd import config
 from fedkd.config_sections import Grid
 from fedkd.errors import FedkdError
-from scenarios import cli
+from scenarios import cli, cli_options
 from scenarios.grids.cluster import _fit
 from small_runs import small
 
@@ -93,11 +93,11 @@ def test_gpus_come_in_fractions_of_one_or_whole(gpus: float) -> None:
 
 def test_the_grid_s_other_settings_stay_when_the_command_line_names_a_grid() -> None:
     scenario = small(grid={"name": "cohort", "block": 5, "client_gpus": 0.5})
-    assert cli._placed(scenario, None, False, None) == scenario
-    assert cli._placed(scenario, 3, False, None).grid == Grid(
+    assert cli_options.placed(scenario, None, False, None) == scenario
+    assert cli_options.placed(scenario, 3, False, None).grid == Grid(
         name="workers", workers=3, block=5, client_gpus=0.5
     )
-    assert cli._placed(scenario, None, False, "h:1").grid == Grid(
+    assert cli_options.placed(scenario, None, False, "h:1").grid == Grid(
         name="ray", address="h:1", block=5, client_gpus=0.5
     )
-    assert cli._placed(scenario, None, True, None).grid.name == "ray"
+    assert cli_options.placed(scenario, None, True, None).grid.name == "ray"

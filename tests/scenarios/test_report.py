@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
-from fedkd import payload
+from fedkd import payload, payload_answers
 from fedkd.config_sections import Grid
 from fedkd.data.federation import build
 from scenarios.report import facts, page, times
@@ -85,9 +85,9 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     """Two rounds of five clients with two classes each; client 2 sends nonsense in round 1."""
-    encode = payload.encode_answer
+    encode = payload_answers.encode_answer
 
-    def encode_wrongly(answer: payload.Answer, packing: None) -> payload.Bytes:
+    def encode_wrongly(answer: payload_answers.Answer, packing: None) -> payload.Bytes:
         wrong = answer.client == 2 and answer.round == 1
         return encode(answer._replace(values=answer.values * 2) if wrong else answer, packing)
 

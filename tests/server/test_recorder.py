@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd import payload
+from fedkd import payload, payload_answers
 from fedkd.errors import FedkdError
 from fedkd.exchange.combine import GRID
 from fedkd.sparse import Largest
@@ -32,14 +32,16 @@ def audited(folder: Path, fails: Any = lambda *message: False, **changes: Any) -
     return play(small(audit=True, proxy=PROXY, **changes), 3, folder=folder, fails=fails)
 
 
-def decoded(seen: Seen, round_: int, client: int, coding: Any = None) -> payload.Answer | None:
+def decoded(
+    seen: Seen, round_: int, client: int, coding: Any = None
+) -> payload_answers.Answer | None:
     data = seen.replied.get(("train", client, round_))
     if data is None:
         return None
     who = {"client": client, "round_": round_, "n_samples": 60, "n_classes": 10}
     if coding is None:
-        return payload.decode_answer(data, **who, simplex=True)
-    (dense,) = payload.decode_coded_answer(data, **who, coding=coding).blocks()
+        return payload_answers.decode_answer(data, **who, simplex=True)
+    (dense,) = payload_answers.decode_coded_answer(data, **who, coding=coding).blocks()
     return dense
 
 
@@ -115,10 +117,14 @@ def test_a_refused_answer_is_not_recorded(tmp_path: Path) -> None:
         exchange = SoftLabels(job, roster, None, recorder)  # type: ignore[arg-type]
         exchange.ask(1, None)  # type: ignore[arg-type]
         ids, values = np.arange(3, dtype=np.int32), np.full((3, 10), 0.1, np.float32)
-        exchange.hear(1, 0, payload.encode_answer(payload.Answer(0, 1, ids, values)))
+        exchange.hear(
+            1, 0, payload_answers.encode_answer(payload_answers.Answer(0, 1, ids, values))
+        )
         wrong = values * np.array([[1], [1], [2]], np.float32)
         with pytest.raises(payload.PayloadError):
-            exchange.hear(1, 1, payload.encode_answer(payload.Answer(1, 1, ids, wrong)))
+            exchange.hear(
+                1, 1, payload_answers.encode_answer(payload_answers.Answer(1, 1, ids, wrong))
+            )
         exchange.tell(1, None)  # type: ignore[arg-type]
         assert not recorder.finish()
     assert Recording.open(tmp_path).heard(1) == (0,)

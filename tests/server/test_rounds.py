@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 
 from clients.app import make_app
 from clients.store import MemoryStore
-from fedkd import payload
+from fedkd import payload, payload_answers
 from fedkd.errors import FedkdError
 from fedkd.exchange.consensus import Consensus
 from fedkd.sparse import Largest
@@ -24,7 +24,7 @@ from small_runs import small
 N_CLIENTS = 3
 LIAR = 1
 
-Lie = Callable[[payload.Answer], payload.Bytes]
+Lie = Callable[[payload_answers.Answer], payload.Bytes]
 
 
 def play(lie: Callable[[Message, Message], Message | None], **changes: object) -> list[Event]:
@@ -54,7 +54,7 @@ def with_answer(lie: Lie) -> Callable[[Message, Message], Message | None]:
     def replace(message: Message, reply: Message) -> Message | None:
         raw = reply.content.array_records["payload"]["bytes"].data
         round_ = int(message.content.config_records["config"]["round"])
-        answer = payload.decode_answer(
+        answer = payload_answers.decode_answer(
             raw, client=LIAR, round_=round_, n_samples=10**6, n_classes=10, simplex=True
         )
         reply.content["payload"] = record_of(lie(answer))
@@ -63,37 +63,43 @@ def with_answer(lie: Lie) -> Callable[[Message, Message], Message | None]:
     return replace
 
 
-def bad_schema(answer: payload.Answer) -> payload.Bytes:
-    raw = payload.encode_answer(answer)
+def bad_schema(answer: payload_answers.Answer) -> payload.Bytes:
+    raw = payload_answers.encode_answer(answer)
     return raw.replace(b'"schema": 2', b'"schema": 9')
 
 
 LIES: dict[str, tuple[Lie, str]] = {
     "shape": (
-        lambda a: payload.encode_answer(a._replace(values=a.values[:, :9])),
+        lambda a: payload_answers.encode_answer(a._replace(values=a.values[:, :9])),
         "values are",
     ),
     "nan": (
-        lambda a: payload.encode_answer(a._replace(values=np.full_like(a.values, np.nan))),
+        lambda a: payload_answers.encode_answer(a._replace(values=np.full_like(a.values, np.nan))),
         "not finite",
     ),
     "out of range": (
-        lambda a: payload.encode_answer(a._replace(ids=a.ids + 100_000)),
+        lambda a: payload_answers.encode_answer(a._replace(ids=a.ids + 100_000)),
         "out of range",
     ),
     "repeated": (
-        lambda a: payload.encode_answer(a._replace(ids=np.repeat(a.ids[:1], len(a.ids)))),
+        lambda a: payload_answers.encode_answer(a._replace(ids=np.repeat(a.ids[:1], len(a.ids)))),
         "repeated",
     ),
-    "round": (lambda a: payload.encode_answer(a._replace(round=a.round + 1)), "another round"),
-    "client": (lambda a: payload.encode_answer(a._replace(client=0)), "another client's name"),
+    "round": (
+        lambda a: payload_answers.encode_answer(a._replace(round=a.round + 1)),
+        "another round",
+    ),
+    "client": (
+        lambda a: payload_answers.encode_answer(a._replace(client=0)),
+        "another client's name",
+    ),
     "schema": (bad_schema, "wrong schema"),
     "kind": (
         lambda a: payload.encode_consensus(Consensus(a.ids, a.values), a.round),
         "wrong kind",
     ),
     "no distribution": (
-        lambda a: payload.encode_answer(a._replace(values=a.values * 2)),
+        lambda a: payload_answers.encode_answer(a._replace(values=a.values * 2)),
         "not a distribution",
     ),
     "garbage": (lambda a: bytes(range(100)), "not a payload"),
@@ -118,10 +124,10 @@ def test_a_malformed_answer_is_refused_and_the_round_goes_on(name: str) -> None:
 def test_a_refused_answer_leaves_no_trace_in_the_consensus() -> None:
     """A lie about half the rows must not have added the other half."""
 
-    def half(answer: payload.Answer) -> payload.Bytes:
+    def half(answer: payload_answers.Answer) -> payload.Bytes:
         values = answer.values.copy()
         values[-1, 0] = np.inf
-        return payload.encode_answer(answer._replace(values=values))
+        return payload_answers.encode_answer(answer._replace(values=values))
 
     def silent(message: Message, reply: Message) -> Message:
         del reply.content["payload"]
@@ -142,9 +148,9 @@ def test_a_sparse_answer_that_is_malformed_is_refused_before_any_row_is_added() 
     """The last row breaks the contract; a dense answer is not what this method sends."""
     top_k = {"name": "edgefd", "release": {"name": "top-k", "k": 3}}
 
-    def reading(lie: Callable[[payload.CodedAnswer], payload.Bytes]) -> list[Event]:
+    def reading(lie: Callable[[payload_answers.CodedAnswer], payload.Bytes]) -> list[Event]:
         def replace(message: Message, reply: Message) -> Message:
-            answer = payload.decode_coded_answer(
+            answer = payload_answers.decode_coded_answer(
                 reply.content.array_records["payload"]["bytes"].data,
                 client=LIAR,
                 round_=int(message.content.config_records["config"]["round"]),
@@ -157,9 +163,9 @@ def test_a_sparse_answer_that_is_malformed_is_refused_before_any_row_is_added() 
 
         return play(replace, method=top_k)
 
-    def last_row_raised(answer: payload.CodedAnswer) -> payload.Bytes:
+    def last_row_raised(answer: payload_answers.CodedAnswer) -> payload.Bytes:
         (dense,) = answer.blocks()
-        data = payload.encode_coded_answer(dense, Largest(3), np.random.default_rng(0))
+        data = payload_answers.encode_coded_answer(dense, Largest(3), np.random.default_rng(0))
         values = answer.arrays["values"]
         raised = values.copy()
         raised[-1] += 1
@@ -167,9 +173,9 @@ def test_a_sparse_answer_that_is_malformed_is_refused_before_any_row_is_added() 
         assert forged != data
         return forged
 
-    def densely(answer: payload.CodedAnswer) -> payload.Bytes:
+    def densely(answer: payload_answers.CodedAnswer) -> payload.Bytes:
         (dense,) = answer.blocks()
-        return payload.encode_answer(dense)
+        return payload_answers.encode_answer(dense)
 
     def silent(message: Message, reply: Message) -> Message:
         del reply.content["payload"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fedkd import config, payload
+from fedkd import config, payload_answers
 from fedkd.errors import FedkdError
 from fedkd.rng import torch_stream
 from privacy import accounting, totals
@@ -44,7 +44,7 @@ def votes(
     for client in range(n_clients):
         data = seen.replied["train", client, round_]
         assert data is not None
-        answer = payload.decode_answer(
+        answer = payload_answers.decode_answer(
             data, client=client, round_=round_, n_samples=N, n_classes=10, simplex=True
         )
         total[answer.ids] += answer.values

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedkd import payload
+from fedkd import payload_answers
 from fedkd.exchange.consensus import Consensus
 from fedkd.rng import stream
 from privacy.audit.canary_clients import (
@@ -46,8 +46,8 @@ def test_what_it_uploads_is_valid_and_along_the_direction(
     assert np.linalg.norm(logits) == pytest.approx(bound, rel=1e-5)
     rows = as_probabilities(found)
     ids = np.arange(n_samples, dtype=np.int32)
-    data = payload.encode_answer(payload.Answer(7, 1, ids, rows))
-    payload.decode_answer(
+    data = payload_answers.encode_answer(payload_answers.Answer(7, 1, ids, rows))
+    payload_answers.decode_answer(
         data, client=7, round_=1, n_samples=n_samples, n_classes=n_classes, simplex=True
     )
     assert rows.min() == pytest.approx(0, abs=1e-6)  # no further

@@ -17,6 +17,7 @@ from scenarios.audit import comparison
 from scenarios.audit.compare import Comparison, compare, protections
 from scenarios.audit.findings import append, read
 from scenarios.audit.protections import BASELINE
+from scenarios.cli_options import INTERRUPTED
 from scenarios.simulate import load_result, scenario_of
 from server.events import Event
 from small_runs import small
@@ -60,7 +61,7 @@ def folder(scenario: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli.command, "Progress", Stops)
         stopped = command(scenario, where, "none,top-1", "--no-baseline")
-    assert stopped.exit_code == cli.INTERRUPTED
+    assert stopped.exit_code == INTERRUPTED
     again = stopped.output.partition("go on with: ")[2].strip()
     assert again.startswith(f"fedkd audit {scenario} --compare none,top-1 --no-baseline --out ")
     assert "| none |" in (where / "comparison.md").read_text()
