@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from fedkd import config
 from fedkd.config import Scenario
 from scenarios.results import Result
+from scenarios.simulate import resume, simulate
 
 TIMES = "_s"
 
@@ -24,6 +26,22 @@ def small(**changes: Any) -> Scenario:
         "training": {"rounds": 2, "distill": {"epochs": 2}},
     }
     return config.parse({**table, **changes})
+
+
+class Stop(Exception):
+    """What `stopped_and_resumed` stops a run by."""
+
+
+def stopped_and_resumed(scenario: Scenario, folder: Path, round_: int) -> Result:
+    """The result of a run that was stopped at the first client's event of a round, and went on."""
+
+    def stop(row: str, seed: int, event: dict[str, Any]) -> None:
+        if event["event"] == "client" and event["round"] == round_:
+            raise Stop
+
+    with pytest.raises(Stop):
+        simulate(scenario, folder=folder, listener=stop)
+    return resume(folder)
 
 
 def facts(result: Result) -> list[dict[str, Any]]:

@@ -22,8 +22,8 @@ from fedkd.rng import stream
 from privacy.forecast import exact
 from privacy.ledger import Ledger
 from scenario_tables import refusal
-from scenarios.simulate import resume, simulate
-from small_runs import facts, small
+from scenarios.simulate import simulate
+from small_runs import facts, small, stopped_and_resumed
 
 C = 5
 SEEDS = st.integers(0, 2**16)
@@ -174,17 +174,7 @@ def test_clients_together_learn_what_each_learns_alone() -> None:
 def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     scenario = small(**FD, training={"rounds": 4, "participation": 0.7})
     whole = facts(simulate(scenario))
-
-    class Stop(Exception):
-        pass
-
-    def stop(row: str, seed: int, event: dict[str, Any]) -> None:
-        if event["event"] == "client" and event["round"] == 4:
-            raise Stop
-
-    with pytest.raises(Stop):
-        simulate(scenario, folder=tmp_path, listener=stop)
-    assert facts(resume(tmp_path)) == whole
+    assert facts(stopped_and_resumed(scenario, tmp_path, 4)) == whole
 
 
 def test_it_is_in_the_ledger_without_a_guarantee(tmp_path: Path) -> None:

@@ -176,6 +176,12 @@ def test_weights_travel(seed: int) -> None:
     np.testing.assert_array_equal(np.concatenate([b.weights for b in blocks]), answer.weights)
 
 
+def arrived(answer: Answer, weighed: bool) -> Answer:
+    sizes = {"client": 0, "round_": 1, "n_samples": N, "n_classes": C}
+    data = payload_answers.encode_answer(answer)
+    return payload_answers.decode_answer(data, simplex=True, weighed=weighed, **sizes)
+
+
 @pytest.mark.parametrize(
     ("weights", "why"),
     [
@@ -192,15 +198,7 @@ def test_weights_that_break_the_contract_are_refused(weights: list[Any], why: st
     values = np.full((2, C), 1 / C, np.float32)
     answer = Answer(0, 1, np.array([1, 5], np.int32), values, np.array(weights, np.float32))
     with pytest.raises(PayloadError, match=why):
-        payload_answers.decode_answer(
-            payload_answers.encode_answer(answer),
-            client=0,
-            round_=1,
-            n_samples=N,
-            n_classes=C,
-            simplex=True,
-            weighed=True,
-        )
+        arrived(answer, weighed=True)
 
 
 @pytest.mark.parametrize("weighed", [False, True])
@@ -208,15 +206,7 @@ def test_weights_come_where_they_are_asked_for_and_nowhere_else(weighed: bool) -
     (answer,) = said(1, 1)
     sent = answer._replace(weights=None) if weighed else answer
     with pytest.raises(PayloadError, match="wrong arrays"):
-        payload_answers.decode_answer(
-            payload_answers.encode_answer(sent),
-            client=0,
-            round_=1,
-            n_samples=N,
-            n_classes=C,
-            simplex=True,
-            weighed=weighed,
-        )
+        arrived(sent, weighed=weighed)
 
 
 # --- runs ---

@@ -92,7 +92,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
         return encode(answer._replace(values=answer.values * 2) if wrong else answer, packing)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(payload, "encode_answer", encode_wrongly)
+        patch.setattr(payload_answers, "encode_answer", encode_wrongly)
         return simulate(DIGITS, folder=tmp_path_factory.mktemp("run"), overrides=OVERRIDES)
 
 

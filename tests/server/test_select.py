@@ -17,11 +17,11 @@ from fedkd.exchange.selection import Coverage, Random, Uncertain
 from fedkd.rng import stream
 from privacy.forecast import exact
 from scenario_tables import refusal
-from scenarios.simulate import resume, simulate
+from scenarios.simulate import simulate
 from server.hearing import Sizes
 from server.job import Job
 from server.picker import Picker
-from small_runs import consensus, facts, small
+from small_runs import consensus, facts, small, stopped_and_resumed
 
 SEEDS = st.integers(0, 2**16)
 DRAWS = ("random", "entropy", "coverage")
@@ -172,17 +172,7 @@ def test_a_stopped_run_and_workers_ask_the_same(tmp_path: Path, name: str) -> No
     rounds = {"rounds": 3}
     scenario = small(method={"name": "fedaux", "select": {"name": name}}, training=rounds)
     whole = facts(simulate(scenario))
-
-    class Stop(Exception):
-        pass
-
-    def stop(row: str, seed: int, event: dict[str, Any]) -> None:
-        if event["event"] == "client" and event["round"] == 3:
-            raise Stop
-
-    with pytest.raises(Stop):
-        simulate(scenario, folder=tmp_path, listener=stop)
-    assert facts(resume(tmp_path)) == whole
+    assert facts(stopped_and_resumed(scenario, tmp_path, 3)) == whole
     if name == "coverage":
         spread = scenario.on(small(grid={"name": "workers", "workers": 2}).grid)
         assert facts(simulate(spread)) == whole

@@ -20,10 +20,10 @@ from fedkd.models.zoo import build
 from fedkd.payload import Pool
 from fedkd.rng import stream, torch_stream
 from scenario_tables import refusal
-from scenarios.simulate import resume, simulate
+from scenarios.simulate import simulate
 from server.job import Job, Roster
 from server.student import Student
-from small_runs import consensus, facts, small
+from small_runs import consensus, facts, small, stopped_and_resumed
 
 N, C = 60, 10
 IDS = np.arange(0, N, 2, dtype=np.int32)
@@ -124,17 +124,7 @@ def test_it_may_leave_the_word_to_the_consensus() -> None:
 def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     scenario = small(method={"name": "cfd"}, training={"rounds": 3}, model={"names": ["small-cnn"]})
     whole = simulate(scenario)
-
-    class Stop(Exception):
-        pass
-
-    def stop(row: str, seed: int, event: dict[str, Any]) -> None:
-        if event["event"] == "client" and event["round"] == 3:
-            raise Stop
-
-    with pytest.raises(Stop):
-        simulate(scenario, folder=tmp_path, listener=stop)
-    assert facts(resume(tmp_path)) == facts(whole)
+    assert facts(stopped_and_resumed(scenario, tmp_path, 3)) == facts(whole)
 
 
 def test_under_secure_sums_it_is_taught_the_same(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from typer.testing import CliRunner
 
 from clients import steps
@@ -28,7 +30,8 @@ from scenarios.deploy.verify import Check, verify
 from scenarios.grids.local import serve
 from server.app import make_app
 from server.events import read as read_events
-from server.transcript import TRANSCRIPT, Witnessed, member
+from server.job import Job
+from server.transcript import TRANSCRIPT, Member, Witnessed, member
 from wandering import FIRST, Wandering, deployed, owned
 
 Lines = list[dict[str, Any]]
@@ -77,15 +80,25 @@ def first_failure(run: Path, state: Path | None = None) -> Check | None:
     return next((check for check in verify(run, None, state) if check.ok is False), None)
 
 
-def rewrite(run: Path, lines: Lines) -> bytes:
-    """Write a chain that hangs together, as a server could. Returns: what was there before."""
-    path = cell_of(run) / TRANSCRIPT
+@contextmanager
+def changed(path: Path, data: bytes) -> Iterator[None]:
+    """A file of the run with other content, for a while."""
     before = path.read_bytes()
-    path.unlink()
+    try:
+        path.write_bytes(data)
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+def rewritten(run: Path, lines: Lines) -> AbstractContextManager[None]:
+    """A chain of other lines that hangs together, as a server could write it."""
+    path = run.parent / "other-chain"
+    path.unlink(missing_ok=True)
     chain = Chain(path)
     for line in lines:
         chain.add(line)
-    return before
+    return changed(cell_of(run) / TRANSCRIPT, path.read_bytes())
 
 
 def test_an_honest_run_passes_all_checks(run: Path) -> None:
@@ -107,13 +120,10 @@ def test_no_byte_of_a_line_can_be_changed(run: Path, data: st.DataObject) -> Non
     honest = path.read_bytes()
     place = data.draw(st.integers(0, len(honest) - 2))
     new = data.draw(st.integers(0, 255).filter(lambda byte: byte not in (honest[place], 10)))
-    try:
-        path.write_bytes(honest[:place] + bytes([new]) + honest[place + 1 :])
-        if honest[place] == 10 or _means_the_same(honest, place, new):
-            return
+    if honest[place] == 10 or _means_the_same(honest, place, new):
+        return
+    with changed(path, honest[:place] + bytes([new]) + honest[place + 1 :]):
         assert first_failure(run) is not None
-    finally:
-        path.write_bytes(honest)
 
 
 def _means_the_same(honest: bytes, place: int, new: int) -> bool:
@@ -173,11 +183,8 @@ def test_a_server_that_rewrites_its_chain(
 ) -> None:
     lines = list(read(cell_of(run) / TRANSCRIPT))
     change(lines)
-    before = rewrite(run, lines)
-    try:
+    with rewritten(run, lines):
         found = first_failure(run)
-    finally:
-        (cell_of(run) / TRANSCRIPT).write_bytes(before)
     assert found is not None
     assert found.what.endswith(what)
     assert why in found.said
@@ -186,19 +193,13 @@ def test_a_server_that_rewrites_its_chain(
 def test_a_server_that_forgets_a_client_is_shown_the_client_s_copy(run: Path) -> None:
     """Without the copy nothing is wrong: the log was changed too."""
     log = cell_of(run) / "events.jsonl"
-    told = log.read_text()
     lines = [line for line in read(cell_of(run) / TRANSCRIPT) if line["client"] != 2]
-    before = rewrite(run, lines)
-    events = [json.loads(line) for line in told.splitlines()]
-    kept = [event for event in events if event.get("client") != 2]
-    try:
-        log.write_text("".join(json.dumps(event) + "\n" for event in kept))
+    kept = [event for event in read_events(log) if event.get("client") != 2]
+    text = "".join(json.dumps(event) + "\n" for event in kept)
+    with rewritten(run, lines), changed(log, text.encode()):
         assert first_failure(run) is None
         assert first_failure(run, state_of(run, 1)) is None
         found = first_failure(run, state_of(run, 2))
-    finally:
-        log.write_text(told)
-        (cell_of(run) / TRANSCRIPT).write_bytes(before)
     assert found is not None
     assert found.said.startswith("8 of 8 answers that the client signed are not in it")
 
@@ -206,23 +207,17 @@ def test_a_server_that_forgets_a_client_is_shown_the_client_s_copy(run: Path) ->
 def test_a_consensus_or_proxy_set_that_nobody_was_told(run: Path) -> None:
     newest = max((cell_of(run) / "checkpoints").glob("round-*")) / "arrays.safetensors"
     arrays = load_file(newest)
-    before = newest.read_bytes()
-    try:
-        save_file({**arrays, "values": np.roll(arrays["values"], 1, axis=1)}, newest)
+    other = save({**arrays, "values": np.roll(arrays["values"], 1, axis=1)})
+    with changed(newest, other):
         found = first_failure(run)
-        assert found is not None
-        assert "is not what the clients learnt from" in found.said
-    finally:
-        newest.write_bytes(before)
+    assert found is not None
+    assert "is not what the clients learnt from" in found.said
     pool = cell_of(run) / "pool.safetensors"
-    before = pool.read_bytes()
-    try:
-        pool.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    data = pool.read_bytes()
+    with changed(pool, data[:-1] + bytes([data[-1] ^ 1])):
         found = first_failure(run)
-        assert found is not None
-        assert "is not what the clients have answered for" in found.said
-    finally:
-        pool.write_bytes(before)
+    assert found is not None
+    assert "is not what the clients have answered for" in found.said
 
 
 def test_who_signs_with_another_key_is_not_heard(tmp_path: Path) -> None:
@@ -246,11 +241,8 @@ def test_two_stories_in_one_round_are_found(run: Path) -> None:
     key = read_node_key(run.parents[3] / f"clients/{name}/key")
     signed = key.sign(statement_of(victim).to_bytes(), ec.ECDSA(hashes.SHA256()))
     victim["signature"] = signed.hex()
-    before = rewrite(run, lines)
-    try:
+    with rewritten(run, lines):
         found = first_failure(run)
-    finally:
-        (cell_of(run) / TRANSCRIPT).write_bytes(before)
     assert found is not None
     assert "were not sent the same" in found.said
 
@@ -258,14 +250,10 @@ def test_two_stories_in_one_round_are_found(run: Path) -> None:
 def test_a_model_that_is_not_the_one_announced_is_found(run: Path) -> None:
     state = state_of(run, 0)
     path = max((state / "runs").rglob("step-000006.safetensors"))
-    before = path.read_bytes()
     tensors = load_file(path)
     name = next(name for name in tensors if name.startswith("model."))
-    try:
-        save_file({**tensors, name: tensors[name] + 1}, path)
+    with changed(path, save({**tensors, name: tensors[name] + 1})):
         found = first_failure(run, state)
-    finally:
-        path.write_bytes(before)
     assert found is not None
     assert found.said == "round 3: the model there is not the one that was announced"
 
@@ -301,6 +289,21 @@ def test_a_key_that_was_rotated_since_has_signed_all_the_same(tmp_path: Path) ->
     found = first_failure(run)
     assert found is not None
     assert "no key of client 1" in found.said
+
+
+def test_flower_s_own_way_of_asking_is_witnessed_too(tmp_path: Path) -> None:
+    configs, simulation = owned(tmp_path)
+    keys = {FIRST + seat: new_key() for seat in range(2)}
+    signers = {node: Signer(key, node - FIRST, tmp_path) for node, key in keys.items()}
+    members = {node: Member(node - FIRST, key.public_key()) for node, key in keys.items()}
+    path = tmp_path / TRANSCRIPT
+    grid = Witnessed(Wandering(configs[:2], signers=signers), path, members)
+    job = Job(scenario=deployed(simulation, 2), seed=1, state_folder=str(tmp_path))
+    asked = [Message(job.content(0), node, "query.hello") for node in keys]
+    replies = list(grid.send_and_receive(asked, timeout=60))
+    assert len(replies) == 2
+    assert not any(reply.has_error() for reply in replies)
+    assert {line["client"] for line in read(path)} == {0, 1}
 
 
 def test_a_chain_goes_on_behind_a_torn_line(tmp_path: Path) -> None:
