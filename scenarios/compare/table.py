@@ -178,7 +178,10 @@ def write(entries: Sequence[Entry], comparison: Comparison, home: Path, command:
 
 
 def lines_csv(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-    """A line for each method on each split, shares as fractions, bytes and seconds."""
+    """A line for each method on each split, shares as fractions, bytes and seconds.
+
+    An epsilon is the larger of the accountants pld and rdp, which stand beside it.
+    """
     rows = []
     for entry in entries:
         line = dict(entry.line or {})
@@ -194,8 +197,11 @@ def lines_csv(entries: Iterable[Entry]) -> list[dict[str, Any]]:
                 "seeds": " ".join(str(cell.seed) for cell in entry.cells),
                 "failed": "; ".join(entry.failures),
                 **{f"recall_{at}": recall for at, recall in enumerate(recalls)},
-                **{f"epsilon_{told['unit']}": told["epsilon"] for told in spent},
-                **{f"delta_{told['unit']}": told["delta"] for told in spent},
+                **{
+                    f"{key}, one {told['unit']} {told['relation']}": told[key]
+                    for told in spent
+                    for key in ("epsilon", "delta", "pld", "rdp")
+                },
             }
         )
     return rows

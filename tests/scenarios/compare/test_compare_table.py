@@ -19,7 +19,8 @@ from scenarios.compare.pictures import PICTURES, classes, curves, looks, trade
 from scenarios.compare.plan import Asked, Comparison, comparison
 from scenarios.compare.table import Book, Entry
 from scenarios.report.figures import png
-from scenarios.results import Cell
+from scenarios.results import Cell, Result
+from scenarios.simulate import simulate
 from server.events import Event
 from small_runs import small
 
@@ -270,3 +271,28 @@ def test_a_cell_without_quality_or_hello_is_shown_all_the_same(asked: Comparison
     assert all(png(figure) for plot in PICTURES if (figure := plot.draw([entry])))
     assert texts == ["50.0 %", "-", "-", "-", "-", "-", "0 B", "0 B", "1.0 s"]
     assert classes([entry]) is None
+
+
+def test_an_epsilon_never_stands_alone_in_a_file(tmp_path: Path) -> None:
+    """A proved run's line has delta, unit, relation and both accountants beside it."""
+    private = small(
+        partition={"name": "iid", "clients": 2},
+        proxy={"name": "public", "size": 20},
+        method={"name": "no-filter"},
+        privacy={"training": {"name": "dp-sgd"}},
+        training={"rounds": 1},
+    )
+    cell = simulate(private, folder=tmp_path).cells[0]
+    run = comparison(private, Asked(methods=("no-filter",))).runs[0]
+    (line,) = table.lines_csv([Entry(run, (cell,), {1: "done"})])
+    (spent,) = [one for one in cell_line(cell) if one["epsilon"] is not None]
+    place = f", one {spent['unit']} {spent['relation']}"
+    assert line["epsilon" + place] == max(line["pld" + place], line["rdp" + place]) > 0
+    assert line["delta" + place] == private.privacy.delta
+    assert not [key for key in line if key.startswith("epsilon") and "one " not in key]
+
+
+def cell_line(cell: Cell) -> list[dict[str, Any]]:
+    (line,) = Result(scenario=small(), folder=None, cells=(cell,)).table()
+    told: list[dict[str, Any]] = line["privacy"]
+    return told
