@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from clients.app import make_app
 from clients.store import MemoryStore
-from fedkd import payload, payload_answers
+from fedkd import payload_answers
 from fedkd.config import Scenario
+from fedkd.exchange.combine import Votes
 from scenarios.grids.inline import InlineGrid
 from scenarios.grids.local import serve
 from scenarios.grids.nodes import partition_of
@@ -188,7 +189,7 @@ def stuff(message: Message, reply: Message) -> None:
     total[0, 0] = 100 * 2.0**30
     round_ = int(str(message.content.config_records["config"]["round"]))
     clients = np.arange(100, dtype=np.int32)
-    votes = payload.Votes(total, np.array([100], np.int32))
+    votes = Votes(total, np.array([100], np.int32))
     forged = payload_answers.Partial(round_, clients, np.array([0], np.int32), votes)
     reply.content["payload"] = record_of(payload_answers.encode_partial(forged))
     reply.content[condense.HEARD] = MetricRecord({condense.BYTES: 1, "accepted": 1.0})

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from fedkd import config
 from fedkd.errors import FedkdError
 from scenarios import cli
+from scenarios.audit import command as of_audits
 from scenarios.audit import comparison
 from scenarios.audit.compare import Comparison, compare, protections
 from scenarios.audit.findings import append, read
@@ -50,7 +51,7 @@ def folder(scenario: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("comparison")
     started: list[str] = []
 
-    class Stops(cli.command.Progress):  # type: ignore[name-defined,misc]
+    class Stops(of_audits.Progress):  # type: ignore[name-defined,misc]
         def __call__(self, row: str, seed: int, event: Event) -> None:
             super().__call__(row, seed, event)
             if event["event"] == "round":
@@ -59,7 +60,7 @@ def folder(scenario: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                     raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.command, "Progress", Stops)
+        patch.setattr(of_audits, "Progress", Stops)
         stopped = command(scenario, where, "none,top-1", "--no-baseline")
     assert stopped.exit_code == INTERRUPTED
     again = stopped.output.partition("go on with: ")[2].strip()
