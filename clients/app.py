@@ -107,6 +107,7 @@ def make_app(store_of: Stores = _store_of) -> App:
         awake = [turn for turn in turns if guard.may_train(turn.guard)]
         answers: Mapping[int, Sealed | None] = {}
         if awake:
+            _begin([turn for turn in awake if not model_part(turn.state)])
             clients, models = [turn.client for turn in awake], [turn.model for turn in awake]
             steps.learn_private(clients, models, peers(awake))
             answers = answers_of(awake)
@@ -153,6 +154,14 @@ def _turn(message: Message, context: Context, store_of: Stores, phase: int) -> T
         if phase == 0:
             history.check(store, client.id, step, own[HISTORY])
     return Turn(message, client, store, step, own, client.model(state))
+
+
+def _begin(turns: Sequence[Turn]) -> None:
+    """Let the clients that are new here learn what comes before a first round."""
+    if turns:
+        pretrains = turns[0].client.scenario.training.pretrain is not None
+        proxy = proxy_of(turns[0]) if pretrains else None
+        steps.begin([turn.client for turn in turns], [turn.model for turn in turns], proxy)
 
 
 def _finish(turn: Turn, sealed: Sealed | None) -> Message:

@@ -20,9 +20,9 @@ from fedkd.payload import Pool
 from fedkd.rng import stream, torch_stream
 
 OPEN = frozenset(
-    {"abstained", "n_private"}
-    | {f"{phase}_{what}" for phase in ("train", "distill") for what in ("samples", "s")}
-    | {"filter_s", "answer_s"}
+    {"abstained", "n_private", "filter_s", "answer_s"}
+    | {f"{phase}_samples" for phase in ("pretrain", "warmup", "train", "distill")}
+    | {f"{phase}_s" for phase in ("pretrain", "warmup", "train", "distill")}
 )
 """Metrics of every client: sizes, which the accounting takes as public, and times."""
 
@@ -149,13 +149,16 @@ class ProxySet:
     """[n] the client that gave the record, or -1."""
     positions: int
     """How many samples a record is: 1, or L tokens. Position l of record r has id r * L + l."""
+    labels: Tensor | None = None
+    """int64 [n] or [n, L], where clients are to learn them."""
 
     @classmethod
     def of(cls, pool: Pool, device: torch.device) -> ProxySet:
         """The set on a device."""
         positions = pool.x.shape[3] if pool.x.dtype == np.int16 else 1
         x = training.inputs(torch.from_numpy(pool.x).to(device))
-        return cls(x, pool.contributor, positions)
+        labels = None if pool.labels is None else torch.from_numpy(pool.labels).long().to(device)
+        return cls(x, pool.contributor, positions, labels)
 
     @property
     def n_samples(self) -> int:

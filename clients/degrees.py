@@ -122,7 +122,7 @@ def _public_logits(client: Client, proxy: ProxySet) -> Tensor:
     It is the first of `model.names`, and learns as long as a client does in the whole run.
     """
     run = client.scenario.training
-    phase = run.local.model_copy(update={"epochs": run.rounds * run.local.epochs})
+    phase = run.local.model_copy(update={"epochs": run.warmup + run.rounds * run.local.epochs})
     name, n_classes = client.scenario.model.names[0], client.world.train.n_classes
     return _learnt_from(proxy, name, phase, n_classes, client.seed)
 

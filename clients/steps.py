@@ -22,7 +22,7 @@ from clients.client import Client, ProxySet
 from fedkd import cohort, protection, quality, training
 from fedkd.config_sections import Phase
 from fedkd.data.federation import Federation
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, PayloadError
 from fedkd.exchange.consensus import Consensus
 from fedkd.exchange.gate import Soft, accept, needs_scores
 from fedkd.exchange.label_means import Peers
@@ -53,6 +53,25 @@ def _blocks(
             clients[i].took(phase, seconds)
 
 
+def begin(clients: Sequence[Client], models: Sequence[Classifier], proxy: ProxySet | None) -> None:
+    """What new models learn before their first round, in place: public labels, then private data.
+
+    Args: proxy: with the labels, where `training.pretrain` says that they are learnt.
+    Raises: PayloadError for a label that is no class.
+    """
+    run, loss = clients[0].scenario.training, training.cross_entropy
+    known = clients[0].world.train.n_classes
+    if run.pretrain is not None:
+        if proxy is None or proxy.labels is None or int(proxy.labels.max()) >= known:
+            raise PayloadError("the proxy pool came without labels of the known classes")
+        x, y = [proxy.x] * len(clients), [proxy.labels] * len(clients)
+        _fit("pretrain", clients, models, x, y, loss, run.pretrain)
+    if run.warmup:
+        xs, ys = _private(clients)
+        phase = run.local.model_copy(update={"epochs": run.warmup})
+        _fit("warmup", clients, models, xs, ys, loss, phase)
+
+
 def learn_private(
     clients: Sequence[Client], models: Sequence[Classifier], others: Sequence[Peers] = ()
 ) -> None:
@@ -60,9 +79,7 @@ def learn_private(
 
     Args: others: what each client's peers say of its labels, where the second term is of that.
     """
-    data = [client.world.client(client.id) for client in clients]
-    xs = [x.to(client.device) for client, (x, _) in zip(clients, data, strict=True)]
-    ys = [y.to(client.device) for client, (_, y) in zip(clients, data, strict=True)]
+    xs, ys = _private(clients)
     scenario = clients[0].scenario
     phase = scenario.training.local
     if isinstance(scenario.privacy.training, protection.PlainTraining):
@@ -80,6 +97,14 @@ def learn_private(
             client.took("train", time.perf_counter() - start)
     for client, x in zip(clients, xs, strict=True):
         client.metrics["n_private"] = len(x)
+
+
+def _private(clients: Sequence[Client]) -> tuple[list[Tensor], list[Tensor]]:
+    """Each client's private records and labels, on its device."""
+    data = [client.world.client(client.id) for client in clients]
+    xs = [x.to(client.device) for client, (x, _) in zip(clients, data, strict=True)]
+    ys = [y.to(client.device) for client, (_, y) in zip(clients, data, strict=True)]
+    return xs, ys
 
 
 def _fit(

@@ -236,9 +236,13 @@ class Scenario(Section):
     def row(self, reference: str) -> Scenario:
         """This scenario as one of the `REFERENCES`.
 
-        Where a row has no soft labels, there is nothing for `privacy.server` to protect.
+        Where a row has no soft labels, there is nothing for `privacy.server` to protect; where it
+        has no proxy set, there are no labels to begin with.
         """
         row = self.model_copy(update={**REFERENCES[reference][1](self), "references": ()})
+        if not row.uses_pool:
+            begins = self.training.model_copy(update={"pretrain": None})
+            row = row.model_copy(update={"training": begins})
         if row.method.exchange == "soft-labels":
             return row
         privacy = self.privacy.model_copy(update={"server": PlainServer()})

@@ -23,6 +23,7 @@ def check_method(scenario: Scenario) -> None:
     _check_weights(scenario)
     _check_select(scenario)
     _check_labels(scenario)
+    _check_beginning(scenario)
 
 
 def _check_answers(scenario: Scenario) -> None:
@@ -176,3 +177,20 @@ def _check_labels(scenario: Scenario) -> None:
                 allowed=str(fine),
                 fix=f"set {key} to that, or another method.name",
             )
+
+
+def _check_beginning(scenario: Scenario) -> None:
+    """What comes before the first round."""
+    run, private = scenario.training, scenario.privacy.training
+    if run.warmup and not isinstance(private, protection.PlainTraining):
+        raise FedkdError(
+            "private training accounts for the rounds, and not for passes before them",
+            value=f"training.warmup = {run.warmup:g} and privacy.training.name = {private.name!r}",
+            fix="training.warmup = 0",
+        )
+    if run.pretrain is not None and not (scenario.uses_pool and scenario.proxy.name == "public"):
+        raise FedkdError(
+            "only a public proxy set has labels that clients could begin with",
+            value=f"method.name = {scenario.method.name!r}, proxy.name = {scenario.proxy.name!r}",
+            fix='proxy.name = "public" and a method with a proxy set, or drop [training.pretrain]',
+        )

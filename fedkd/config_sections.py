@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from fedkd.errors import FedkdError, did_you_mean
 from fedkd.exchange.attacks import Attack, NoAttack
-from fedkd.exchange.combine import Combine, Variance
+from fedkd.exchange.combine import Combine, Summed
 from fedkd.exchange.distill import Distill
 from fedkd.exchange.gate import Gate, Soft
 from fedkd.exchange.methods import METHODS, Exchange
@@ -65,7 +65,8 @@ class MethodConfig(Section):
     @property
     def weighed(self) -> bool:
         """Whether answers count by weights of their own, sent along or seen in them."""
-        return isinstance(self.gate, Soft) or isinstance(self.combine, Variance)
+        by_rule = isinstance(self.combine, Summed) and self.combine.weighs
+        return by_rule or isinstance(self.gate, Soft)
 
     @property
     def exchange(self) -> Exchange:
@@ -111,6 +112,10 @@ class Training(Section):
     """From private data."""
     distill: Phase = Phase()
     """From the consensus."""
+    warmup: float = Field(0.0, ge=0)
+    """Passes over private data, as `local`, that a client makes before its first round."""
+    pretrain: Phase | None = None
+    """From the true labels of a public proxy set, before anything else; None: they stay unknown."""
     student: Phase = Phase(epochs=10.0)
     """From the consensus, of a server's model (`method.student`), which has no other lessons."""
     participation: float = Field(1.0, gt=0, le=1)

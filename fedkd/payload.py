@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkd.codecs import ids_of, mask_of
+from fedkd.data.dataset import NO_LABEL
 from fedkd.errors import PayloadError
 from fedkd.exchange.consensus import Consensus
 from fedkd.exchange.label_means import LabelMeans
@@ -47,6 +48,8 @@ class Pool(NamedTuple):
 
     x: Array  # uint8, float32, int16 [n, c, h, w]
     contributor: NDArray[np.int32]  # [n] the client that gave the sample, or -1
+    labels: NDArray[np.int32] | None = None
+    """[n] or [n, L] where the scenario has clients learn them, NO_LABEL where one is unknown."""
 
 
 def encode_hello(hello: Hello) -> Bytes:
@@ -75,16 +78,22 @@ def decode_hello(data: Bytes) -> Hello:
 
 def encode_pool(pool: Pool) -> Bytes:
     """The proxy set as bytes."""
-    return pack("pool", pool._asdict())
+    parts = {name: part for name, part in pool._asdict().items() if part is not None}
+    return pack("pool", parts)
 
 
 def decode_pool(data: Bytes) -> Pool:
     """Raises: PayloadError where samples and contributors do not match or are not finite."""
-    arrays, _ = unpack(data, "pool", {"x": "uint8 float32 int16", "contributor": "int32"})
+    spec = {"x": "uint8 float32 int16", "contributor": "int32"}
+    arrays, _ = unpack(data, "pool", spec, {**spec, "labels": "int32"})
     pool = Pool(**arrays)
     require(pool.x.ndim == 4, "pool is not [n, c, h, w]")
     require(pool.contributor.shape == (len(pool.x),), "one contributor a sample is needed")
     check_finite(pool.x, "pool")
+    if pool.labels is not None:
+        shapes = ((len(pool.x),), (len(pool.x), pool.x.shape[3]))
+        require(pool.labels.shape in shapes, "one label a sample is needed")
+        require(bool((pool.labels >= NO_LABEL).all()), "a label is below -1")
     return pool
 
 

@@ -129,8 +129,8 @@ class SoftLabels:
         self._sizes = Sizes(
             len(roster.pool.x) * roster.positions, roster.n_classes, roster.positions
         )
-        strata = None if roster.truth is None else roster.truth[1]
-        self._start = partial(Hearing, job.scenario, self._sizes, job.world, strata)
+        labels, strata = (None, None) if roster.truth is None else roster.truth
+        self._start = partial(Hearing, job.scenario, self._sizes, job.world, strata, labels)
         self._hearing = self._start()
         self._belief: dict[int, float] = {}
         self._after: tuple[int, dict[int, float]] = (0, {})

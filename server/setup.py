@@ -49,7 +49,7 @@ def set_up(grid: Grid, job: Job, log: EventLog, kept: Path | None = None) -> Ros
             packed = kept.read_bytes()
             pool = payload.decode_pool(packed)
         else:
-            pool = _pool(job, hellos, kind)
+            pool = _labelled(job, _pool(job, hellos, kind))
             packed = payload.encode_pool(pool)
         found = None if world is None else world.proxy_truth()
         truth = None if found is None else (found[0].ravel(), found[1])
@@ -105,6 +105,15 @@ def _say_hello(job: Job, hellos: Sequence[payload.Hello], log: EventLog) -> None
 def _gives(job: Job) -> bool:
     """Whether clients give samples to the pool."""
     return job.scenario.uses_pool and job.scenario.proxy.name == "contributed"
+
+
+def _labelled(job: Job, pool: payload.Pool) -> payload.Pool:
+    """With the true labels where clients begin by learning them."""
+    if job.scenario.training.pretrain is None:
+        return pool
+    labels = None if job.world is None else job.world.public_y
+    assert labels is not None  # the scenario was checked
+    return pool._replace(labels=labels.numpy().astype(np.int32))
 
 
 def _pool(job: Job, hellos: Sequence[payload.Hello], kind: Kind) -> payload.Pool:

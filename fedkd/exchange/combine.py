@@ -51,6 +51,7 @@ class Weighed(NamedTuple):
 
     total: NDArray[np.float64]  # [samples, classes]
     mass: NDArray[np.float64]  # [samples]
+    labels: NDArray[np.int64] | None = None  # [samples], for a rule that is told them
 
 
 class Summed(Section):
@@ -59,6 +60,10 @@ class Summed(Section):
     name: str
     simplex: ClassVar[bool] = False
     """Whether the answers must be distributions."""
+    weighs: ClassVar[bool] = False
+    """Whether the rule itself gives each answer a weight."""
+    told_labels: ClassVar[bool] = False
+    """Whether it must know the proxy set's true labels."""
 
     def start(self, n_samples: int, n_classes: int) -> Votes:
         """No votes yet: zeros [samples, classes] and [samples]."""
@@ -76,9 +81,11 @@ class Summed(Section):
         votes.total[rows] += more.total
         votes.voters[rows] += more.voters
 
-    def start_weighed(self, n_samples: int, n_classes: int) -> Weighed:
-        """No votes yet."""
-        return Weighed(np.zeros((n_samples, n_classes)), np.zeros(n_samples))
+    def start_weighed(
+        self, n_samples: int, n_classes: int, labels: NDArray[np.int64] | None = None
+    ) -> Weighed:
+        """No votes yet. Args: labels: [samples], for a rule that is told them."""
+        return Weighed(np.zeros((n_samples, n_classes)), np.zeros(n_samples), labels)
 
     def add_weighed(
         self,
@@ -89,11 +96,15 @@ class Summed(Section):
     ) -> None:
         """As `add`, each answer by its weight [m], and by what the rule itself thinks of it."""
         rows, given = places(ids), values.astype(np.float64)
-        each = self.weight_of(given) if weights is None else self.weight_of(given) * weights
+        labels = None if votes.labels is None else votes.labels[rows]
+        each = self.weight_of(given, labels)
+        each = each if weights is None else each * weights
         votes.total[rows] += each[:, None] * given
         votes.mass[rows] += each
 
-    def weight_of(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def weight_of(
+        self, values: NDArray[np.float64], labels: NDArray[np.int64] | None
+    ) -> NDArray[np.float64]:
         """What the rule makes of each answer [m, classes] by itself: 1 [m]."""
         return np.ones(len(values))
 
@@ -128,11 +139,48 @@ class Variance(Summed):
     """
 
     name: Literal["variance"] = "variance"
+    weighs: ClassVar[bool] = True
 
-    def weight_of(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def weight_of(
+        self, values: NDArray[np.float64], labels: NDArray[np.int64] | None
+    ) -> NDArray[np.float64]:
         """The variance [m]."""
         spread: NDArray[np.float64] = values.var(axis=1)
         return spread
+
+
+class TrueLabel(Summed):
+    """Softmax of the sum of answers, each by -1 / log of what it gives the true label.
+
+    Source: Weighted-FD, FGCS 183 (2026) 108517, and its released code: the weights are not
+    normalised, and the softmax is of probabilities. Deviation: there a probability that rounds to 1
+    becomes a weight of -1e10, which turns the label into its opposite; here none counts as more
+    than `sure`, nor as less than the least float32.
+    """
+
+    name: Literal["true-label"] = "true-label"
+    simplex: ClassVar[bool] = True
+    weighs: ClassVar[bool] = True
+    told_labels: ClassVar[bool] = True
+    sure: float = Field(1 - 1e-6, gt=0, lt=1)
+    """The probability from which on an answer is as good as sure: no weight is above 1e6."""
+
+    def weight_of(
+        self, values: NDArray[np.float64], labels: NDArray[np.int64] | None
+    ) -> NDArray[np.float64]:
+        """-1 / log p(label) [m]; 0 where the label is unknown."""
+        assert labels is not None  # the hearing was given them
+        right = values[np.arange(len(values)), labels.clip(min=0)]
+        least = float(np.finfo(np.float32).tiny)
+        weight: NDArray[np.float64] = -1 / np.log(right.clip(least, self.sure))
+        return np.where(labels >= 0, weight, 0.0)
+
+    def finish_weighed(self, votes: Weighed) -> Consensus:
+        """As said, of the sum itself."""
+        ids = np.flatnonzero(votes.mass > LEAST).astype(np.int32)
+        total = votes.total[ids]
+        shifted = np.exp(total - total.max(axis=1, keepdims=True))
+        return Consensus(ids, normalised(shifted).astype(np.float32))
 
 
 class Era(Summed):
@@ -170,6 +218,7 @@ class Power(Summed):
 Combine = Annotated[
     Mean
     | Variance
+    | TrueLabel
     | Era
     | Power
     | Median
@@ -185,6 +234,7 @@ Combine = Annotated[
 COMBINES = table(
     Mean,
     Variance,
+    TrueLabel,
     Era,
     Power,
     Median,

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedkd.exchange.combine import Combine, Era, Mean, Power, Variance
+from fedkd.exchange.combine import Combine, Era, Mean, Power, TrueLabel, Variance
 from fedkd.exchange.distill import KL, Distill
 from fedkd.exchange.gate import Gate, Open, Quantile, Share, Soft
 from fedkd.exchange.objectives.divergences import CrossEntropy
@@ -114,6 +114,12 @@ METHODS: dict[str, Method] = {
         release=Logits(),
         combine=Variance(),
         student=ServerStudent(),
+    ),
+    "weighted-fd": Method(
+        line="answers count by what they give the proxy set's true labels, which the server knows",
+        source="Weighted-FD, FGCS 183 (2026) 108517, and its released code; weights are guarded",
+        combine=TrueLabel(),
+        distill=CrossEntropy(),
     ),
     "fd": Method(
         line="what clients say of a label on average regularises the others (no proxy set)",

@@ -47,6 +47,19 @@ def mlp(shape: Shape, n_classes: int) -> Classifier:
     return Classifier(body, 128, n_classes)
 
 
+def wide_mlp(shape: Shape, n_classes: int) -> Classifier:
+    """Two hidden layers of 1,024: that of the Weighted-FD replication on Fashion-MNIST."""
+    wide = 1024
+    body = nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(math.prod(shape), wide),
+        nn.LeakyReLU(SLOPE),
+        nn.Linear(wide, wide),
+        nn.LeakyReLU(SLOPE),
+    )
+    return Classifier(body, wide, n_classes)
+
+
 def cnn(shape: Shape, n_classes: int) -> Classifier:
     """Two 5x5 convolutions of 16 and 32 channels, each pooled, then 128 hidden units."""
     return _convolutional(shape, n_classes, kernel=5, hidden=128)
@@ -92,7 +105,12 @@ def transformer(shape: Shape, n_classes: int) -> Classifier:
 
 
 Builder = Callable[[Shape, int], Classifier]
-IMAGE_MODELS: dict[str, Builder] = {"mlp": mlp, "cnn": cnn, "small-cnn": small_cnn}
+IMAGE_MODELS: dict[str, Builder] = {
+    "mlp": mlp,
+    "wide-mlp": wide_mlp,
+    "cnn": cnn,
+    "small-cnn": small_cnn,
+}
 TEXT_MODELS: dict[str, Builder] = {"gru": gru, "transformer": transformer}
 MODELS = IMAGE_MODELS | TEXT_MODELS
 

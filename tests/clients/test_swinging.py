@@ -167,7 +167,8 @@ def test_the_public_model_of_a_text_never_saw_it() -> None:
     before, after = (private_degrees(client, pool, zeros, 0, 1, 2, 3) for pool in (proxy, other))
     assert torch.equal(before[2], after[2])
     assert not torch.allclose(before[1::2], after[1::2])
-    assert torch.equal(private_degrees(client, proxy, zeros[: 2 * LENGTH], 1, 2), before[1:3])
+    some = private_degrees(client, proxy, zeros[: 2 * LENGTH], 1, 2)
+    torch.testing.assert_close(some, before[1:3], rtol=1e-5, atol=0)  # other sizes, other kernels
 
 
 def test_a_client_that_knows_no_more_than_the_public_has_little_to_hide() -> None:
