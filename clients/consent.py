@@ -11,6 +11,7 @@ from fedkd.data.loader import Python
 from fedkd.data.proxy import Contributed
 from fedkd.errors import FedkdError
 from fedkd.exchange.methods import Exchange
+from fedkd.models.zoo import MODELS, is_own
 from fedkd.section import Section
 
 
@@ -49,6 +50,13 @@ class Consent(Section):
                     value=f"data of {source.path}",
                     fix="another scenario, or such data in the client's own settings",
                 )
+        for name in filter(is_own, scenario.model.names):
+            raise FedkdError(
+                "this client runs no code that a server names",
+                value=f"the model {name}",
+                allowed=", ".join(MODELS),
+                fix="another scenario, with a model of these",
+            )
         exchange, proxy, privacy = scenario.method.exchange, scenario.proxy, scenario.privacy
         if exchange not in self.exchanges:
             raise _refused("the exchange", exchange, ", ".join(self.exchanges), "exchanges")

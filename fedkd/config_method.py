@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from fedkd import protection
 from fedkd.data.text import Reading
-from fedkd.errors import FedkdError, did_you_mean
+from fedkd.errors import FedkdError
 from fedkd.exchange.combine import Summed
 from fedkd.exchange.gate import Soft
-from fedkd.models.zoo import MODELS
+from fedkd.models.zoo import check_names
 
 if TYPE_CHECKING:
     from fedkd.config import Scenario
@@ -74,13 +74,7 @@ def _check_student(scenario: Scenario) -> None:
             value=f"method.name = {scenario.method.name!r}",
             fix='method.student.name = "none"',
         )
-    if row.model and row.model not in MODELS:
-        raise FedkdError(
-            "unknown model in method.student.model",
-            value=row.model,
-            allowed=", ".join(MODELS),
-            fix=did_you_mean(row.model, MODELS),
-        )
+    check_names([row.model] if row.model else [], "method.student.model")
     if isinstance(scenario.privacy.release, protection.Swing):
         raise FedkdError(
             "swing's students learn by temperatures of the clients', which the server's does not",

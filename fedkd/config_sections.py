@@ -20,7 +20,7 @@ from fedkd.exchange.release import Release
 from fedkd.exchange.score import Score
 from fedkd.exchange.selection import Select
 from fedkd.exchange.student import Student
-from fedkd.models.zoo import MODELS
+from fedkd.models.zoo import check_names
 from fedkd.rng import stream
 from fedkd.section import Section
 
@@ -81,14 +81,7 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _known(self) -> Model:
-        for name in self.names:
-            if name not in MODELS:
-                raise FedkdError(
-                    "unknown model in model.names",
-                    value=name,
-                    allowed=", ".join(MODELS),
-                    fix=did_you_mean(name, MODELS),
-                )
+        check_names(self.names, "model.names")
         return self
 
 

@@ -86,11 +86,13 @@ class Transformer(Reader):
 
 
 class Block(nn.Module):
-    """Causal self-attention, then two dense layers, each added to what came in."""
+    """Self-attention, then two dense layers, each added to what came in."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool = True) -> None:
+        """Args: causal: whether a token sees no later one."""
         super().__init__()
         self.heads = heads
+        self.causal = causal
         self.attention_norm = nn.LayerNorm(width)
         self.queries_keys_values = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
@@ -115,9 +117,11 @@ class Block(nn.Module):
         k, v = seen.chunk(2, dim=-1)
         # Spelled out: torch's fused attention has no rule for vmap on a CPU.
         fit = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-        n_new, n_all = fit.shape[-2:]
-        later = torch.ones(n_new, n_all, dtype=torch.bool, device=x.device)
-        mixed = fit.masked_fill(later.triu(n_all - n_new + 1), -math.inf).softmax(dim=-1) @ v
+        if self.causal:
+            n_new, n_all = fit.shape[-2:]
+            later = torch.ones(n_new, n_all, dtype=torch.bool, device=x.device)
+            fit = fit.masked_fill(later.triu(n_all - n_new + 1), -math.inf)
+        mixed = fit.softmax(dim=-1) @ v
         x = x + self.attention_out(mixed.transpose(-2, -3).flatten(-2))
         dense = nn.functional.gelu(self.dense_in(self.dense_norm(x)))
         return x + self.dense_out(dense), seen

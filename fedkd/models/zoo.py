@@ -6,17 +6,16 @@ training, and under non-IID data they are wrong anyway.
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
-from fedkd.errors import FedkdError
+from fedkd.errors import FedkdError, did_you_mean
+from fedkd.models.images import PATCH, SLOPE, VisionTransformer, resnet, separable
 from fedkd.models.text import Gru, Transformer
-
-SLOPE = 0.1
-"""Of every LeakyReLU: training on one class alone kills plain ReLU units for good; these revive."""
 
 
 class Classifier(nn.Module):
@@ -72,12 +71,7 @@ def small_cnn(shape: Shape, n_classes: int) -> Classifier:
 
 def _convolutional(shape: Shape, n_classes: int, *, kernel: int, hidden: int) -> Classifier:
     channels, height, width = shape
-    if min(height, width) < 4:
-        raise FedkdError(
-            "a convolutional model needs images of at least 4x4",
-            value=f"{height}x{width}",
-            fix='model.names = ["mlp"]',
-        )
+    _check_size(shape)
     n_pooled = 32 * (height // 4) * (width // 4)
     body = nn.Sequential(
         nn.Conv2d(channels, 16, kernel, padding=kernel // 2),
@@ -91,6 +85,37 @@ def _convolutional(shape: Shape, n_classes: int, *, kernel: int, hidden: int) ->
         nn.LeakyReLU(SLOPE),
     )
     return Classifier(body, hidden, n_classes)
+
+
+def _check_size(shape: Shape) -> None:
+    _, height, width = shape
+    if min(height, width) < PATCH:
+        raise FedkdError(
+            "this model needs images of at least 4x4",
+            value=f"{height}x{width}",
+            fix='model.names = ["mlp"]',
+        )
+
+
+def resnet8(shape: Shape, n_classes: int) -> Classifier:
+    """ResNet-8 with GroupNorm: three residual blocks of 16, 32 and 64 channels."""
+    return Classifier(resnet(shape[0], (16, 32, 64), blocks=1), 64, n_classes)
+
+
+def resnet18(shape: Shape, n_classes: int) -> Classifier:
+    """ResNet-18 with GroupNorm: eight residual blocks of 64 to 512 channels; for a GPU."""
+    return Classifier(resnet(shape[0], (64, 128, 256, 512), blocks=2), 512, n_classes)
+
+
+def mobile(shape: Shape, n_classes: int) -> Classifier:
+    """MobileNet-like: depthwise separable convolutions of 16, 32, 64 and 128 channels."""
+    return Classifier(separable(shape[0], (16, 32, 64, 128)), 128, n_classes)
+
+
+def vit(shape: Shape, n_classes: int) -> Classifier:
+    """Tiny vision transformer: patches of 4x4, two blocks of width 64 with two heads."""
+    _check_size(shape)
+    return Classifier(VisionTransformer(shape, width=64, heads=2, blocks=2), 64, n_classes)
 
 
 def gru(shape: Shape, n_classes: int) -> Classifier:
@@ -110,9 +135,60 @@ IMAGE_MODELS: dict[str, Builder] = {
     "wide-mlp": wide_mlp,
     "cnn": cnn,
     "small-cnn": small_cnn,
+    "resnet8": resnet8,
+    "resnet18": resnet18,
+    "mobile": mobile,
+    "vit": vit,
 }
 TEXT_MODELS: dict[str, Builder] = {"gru": gru, "transformer": transformer}
 MODELS = IMAGE_MODELS | TEXT_MODELS
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is of a user's own builder, package.module:function."""
+    return ":" in name
+
+
+def check_names(names: Iterable[str], key: str) -> None:
+    """Raises: FedkdError for a name that is neither in the zoo nor of a user's own builder."""
+    for name in names:
+        if name not in MODELS and not is_own(name):
+            raise FedkdError(
+                f"unknown model in {key}",
+                value=name,
+                allowed=f"{', '.join(MODELS)}, or package.module:function",
+                fix=did_you_mean(name, MODELS),
+            )
+
+
+def _own(name: str, shape: Shape, n_classes: int) -> Classifier:
+    """What a user's function returns for a shape and a number of classes, as `Builder` says.
+
+    It is run, so a deployed client refuses such names from a server.
+    """
+    module, _, function = name.partition(":")
+    try:
+        builder = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise FedkdError(
+            f"the model's builder is not there: {error}",
+            value=name,
+            allowed="package.module:function, which Python finds",
+            fix="set PYTHONPATH to the folder that holds it",
+        ) from None
+    try:
+        model = builder(shape, n_classes)
+    except Exception as error:
+        raise FedkdError(
+            f"the model's builder failed: {type(error).__name__}: {error}", value=name
+        ) from error
+    if not isinstance(model, Classifier):
+        raise FedkdError(
+            "the model's builder returns something else",
+            value=type(model).__name__,
+            allowed="a fedkd.models.zoo.Classifier(body, n_features, n_classes)",
+        )
+    return model
 
 
 def build(
@@ -126,17 +202,17 @@ def build(
 
     `shape` and `dtype` are those of a sample in its `Dataset`: int16 says tokens, of shape
     (1, 1, L), and then `n_classes` is the vocabulary; anything else says images.
-    Raises: FedkdError if the model cannot take such samples.
+    Raises: FedkdError if the model cannot take such samples, or a user's own is not there.
 
     PyTorch's own initialisers read the global generator, so it is set and put back around them.
     """
     kind, fitting = ("text", TEXT_MODELS) if dtype == torch.int16 else ("images", IMAGE_MODELS)
-    if name not in fitting:
+    if name not in fitting and not is_own(name):
         raise FedkdError(
             f"a model in model.names cannot take {kind}", value=name, allowed=", ".join(fitting)
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator.initial_seed())
-        model = fitting[name](shape, n_classes)
+        model = _own(name, shape, n_classes) if is_own(name) else fitting[name](shape, n_classes)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model

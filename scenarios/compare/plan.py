@@ -6,6 +6,7 @@ never without its reference rows.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ def comparison(base: Scenario, asked: Asked) -> Comparison:
         on_split = _with(table, split, _of_split(split.name))
         for method in methods:
             _known("method", method.name, METHODS)
-            what = _with(on_split, method, [f"method.name={method.name}"])
+            what = _with(on_split, method, [f"method.name={method.name}", *_draw_of(base, method)])
             runs.append(_run(base, split, method.called, config.parse(what), False))
         for name in references:
             try:
@@ -160,6 +161,15 @@ def comparison(base: Scenario, asked: Asked) -> Comparison:
                     raise
                 left_out[name] = str(error)
     return Comparison(base.name, seeds, tuple(runs), left_out)
+
+
+def _draw_of(base: Scenario, method: Choice) -> list[str]:
+    """The `--set`s that let a method ask about as much of the pool a round as all others do."""
+    draw = base.method.select.model_dump()
+    own = any(change.startswith("method.select") for change in method.set)
+    if own or draw["name"] == "all" or METHODS[method.name].exchange != "soft-labels":
+        return []
+    return [f"method.select.{key}={json.dumps(value)}" for key, value in draw.items()]
 
 
 def slug(name: str) -> str:
