@@ -93,7 +93,8 @@ def decode_pool(data: Bytes) -> Pool:
     if pool.labels is not None:
         shapes = ((len(pool.x),), (len(pool.x), pool.x.shape[3]))
         require(pool.labels.shape in shapes, "one label a sample is needed")
-        require(bool((pool.labels >= NO_LABEL).all()), "a label is below -1")
+        known = (pool.labels >= 0) | (pool.labels == NO_LABEL)
+        require(bool(known.all()), "a label is neither a class nor said to be unknown")
     return pool
 
 

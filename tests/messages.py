@@ -190,6 +190,14 @@ GOOD: dict[str, tuple[dict[str, Any], Arrays]] = {
             "values": np.full((3, C), 1 / C, np.float32),
         },
     ),
+    "labelled-pool": (
+        {"kind": "pool"},
+        {
+            "x": np.arange(3 * 4, dtype=np.uint8).reshape(3, 1, 2, 2),
+            "contributor": np.array([-1, 0, 2], np.int32),
+            "labels": np.array([0, -100, 3], np.int32),
+        },
+    ),
     "selection": ({"round": ROUND}, {"mask": np.array([0b01000101, 1 << 7], np.uint8)}),
     "label-means": (
         {"round": ROUND},
@@ -208,6 +216,7 @@ GOOD: dict[str, tuple[dict[str, Any], Arrays]] = {
 DECODE: dict[str, Callable[[Bytes], Any]] = {
     "hello": payload.decode_hello,
     "pool": payload.decode_pool,
+    "labelled-pool": payload.decode_pool,
     "answer": lambda data: decode_answer(data, simplex=True),
     "weighed-answer": lambda data: decode_answer(data, simplex=True, weighed=True),
     **{kind: partial_of(decode_sparse, coding=coding) for kind, coding in CODINGS.items()},

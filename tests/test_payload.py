@@ -52,7 +52,11 @@ def test_a_hello_arrives(hello: Hello) -> None:
 @QUICK
 def test_a_pool_arrives(x: NDArray[Any], data: st.DataObject) -> None:
     pool = Pool(x, data.draw(hnp.arrays(np.int32, len(x), elements=st.integers(-1, 99))))
-    assert_same(payload.decode_pool(payload.encode_pool(pool)), pool)
+    assert_same(payload.decode_pool(payload.encode_pool(pool))[:2], pool[:2])
+    assert payload.decode_pool(payload.encode_pool(pool)).labels is None
+    labels = data.draw(hnp.arrays(np.int32, len(x), elements=st.integers(0, 99)))
+    labelled = pool._replace(labels=labels)
+    assert_same(payload.decode_pool(payload.encode_pool(labelled)), labelled)
 
 
 @given(answers())

@@ -77,8 +77,13 @@ def holds(kind: str, got: Any) -> bool:
     match kind, got:
         case "weights", (weights, n_samples):
             return weights.shape == (SIZE,) and bool(np.isfinite(weights).all()) and n_samples >= 0
-        case "pool", Pool(x, contributor):
-            return x.ndim == 4 and contributor.shape == (len(x),) and bool(np.isfinite(x).all())
+        case "pool" | "labelled-pool", Pool(x, contributor, labels):
+            fine = x.ndim == 4 and contributor.shape == (len(x),) and bool(np.isfinite(x).all())
+            if labels is None:
+                return fine
+            of = [len(x)] if labels.ndim == 1 else [len(x), x.shape[3]]
+            said = labels.ravel().tolist()
+            return fine and list(labels.shape) == of and all(y >= 0 or y == -100 for y in said)
         case "hello", Hello(client, n_private, n_classes, x):
             return (
                 min(client, n_private) >= 0

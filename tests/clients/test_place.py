@@ -125,6 +125,7 @@ def test_nothing_of_a_client_lies_outside_its_folder(tmp_path: Path) -> None:
             {"proxy": {"name": "foreign", "source": {"name": "python", "path": "os:abort"}}},
             "runs no code that a server names",
         ),
+        ({}, {"model": {"names": ["mlp", "os:abort"]}}, "runs no code that a server names"),
         ({"epsilon": 1.0}, {}, "agree to the privacy budget"),
         ({"epsilon": 1.0}, {"privacy": {"budget": 2.0, **GAUSSIAN}}, "privacy budget"),
         ({"epsilon": 4.0, "delta": 1e-6}, {"privacy": {"budget": 2.0, **GAUSSIAN}}, "delta"),

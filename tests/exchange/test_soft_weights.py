@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 
 from fedkd import payload, payload_answers
 from fedkd.codecs import ArgMax
-from fedkd.errors import PayloadError
-from fedkd.exchange.combine import Mean, Power, Summed, Variance
+from fedkd.errors import FedkdError, PayloadError
+from fedkd.exchange.combine import Mean, Power, Summed, TrueLabel, Variance
 from fedkd.exchange.gate import Soft
 from fedkd.payload_answers import Answer
 from fedkd.rng import stream
 from privacy.ledger import Ledger
 from scenario_tables import refusal
 from scenarios.simulate import simulate
+from server.hearing import Hearing, Sizes
 from server.measures import filter_quality
 from small_runs import consensus, facts, small
 
@@ -156,6 +157,53 @@ def test_variance_weighs_by_numpy_s_and_drops_what_all_answer_evenly(seed: int, 
     truth = (weights * values[:, 1:]).sum(axis=0) / weights.sum(axis=0)
     np.testing.assert_array_equal(found.ids, ids[1:])
     np.testing.assert_allclose(found.values, truth, rtol=1e-5, atol=1e-6)
+
+
+def labelled(labels: list[int], answers: list[Answer], rule: TrueLabel) -> payload.Consensus:
+    votes = rule.start_weighed(len(labels), C, np.array(labels, np.int64))
+    for one in answers:
+        rule.add_weighed(votes, one.ids, one.values, one.weights)
+    return rule.finish_weighed(votes)
+
+
+@settings(deadline=None)
+@given(SEEDS, st.integers(1, 4))
+def test_true_labels_weigh_as_in_weighted_fd(seed: int, n: int) -> None:
+    """Its formula in a plain loop: softmax of the sum of -1 / log p(y) x p; unknown labels drop."""
+    draws = stream(seed, "test")
+    answers = [one._replace(weights=None) for one in said(seed, n)]
+    labels = draws.integers(-1, C, N).tolist()
+    found = labelled(labels, answers, TrueLabel())
+    sums: dict[int, np.ndarray] = {}
+    for one in answers:
+        for sample, row in zip(one.ids.tolist(), one.values.astype(float), strict=True):
+            if labels[sample] >= 0:
+                weight = -1 / np.log(min(row[labels[sample]], 1 - 1e-6))
+                sums[sample] = sums.get(sample, np.zeros(C)) + weight * row
+    assert found.ids.tolist() == sorted(sums)
+    for sample, values in zip(found.ids.tolist(), found.values, strict=True):
+        np.testing.assert_allclose(values, scipy.special.softmax(sums[sample]), rtol=1e-4)
+
+
+def test_a_client_that_is_sure_and_right_does_not_turn_the_label_round() -> None:
+    """In the released code p = 1 becomes log 0, then a weight of -1e10."""
+    sure = np.eye(C, dtype=np.float32)[[2]]
+    wrong = np.array([[0.9, 0.1, 0.0, 0.0]], np.float32)  # gives the label nothing at all
+    ids = np.array([0], np.int32)
+    answers = [Answer(0, 1, ids, sure), Answer(1, 1, ids, wrong)]
+    for some in (answers, answers[:1]):
+        found = labelled([2], some, TrueLabel())
+        assert found.values.argmax() == 2
+        assert np.isfinite(found.values).all()
+    (only_wrong,) = labelled([2], answers[1:], TrueLabel()).values
+    assert only_wrong.argmax() == 0
+    assert only_wrong.max() < 0.3  # it counts next to nothing: nearly even
+
+
+def test_a_rule_that_is_told_labels_needs_some() -> None:
+    scenario = small(method={"name": "weighted-fd"})
+    with pytest.raises(FedkdError, match=r"true labels, and there are none.*true-label"):
+        Hearing(scenario, Sizes(N, C, 1), None, None)
 
 
 # --- the wire ---

@@ -50,6 +50,26 @@ def test_a_row_differs_from_the_scenario_in_what_it_is_called_for_alone() -> Non
     assert scenario.model_dump(exclude=same) == base.model_dump(exclude=same)
 
 
+def test_every_method_asks_about_as_much_of_the_pool_unless_it_says_otherwise() -> None:
+    base = small(method={"name": "edgefd", "select": {"name": "random", "share": 0.25}})
+    own = {"name": "scarlet", "set": ["method.select.name=all"]}
+    found = comparison(base, asked(methods=["edgefd", "fedmd", own, "fd", "fedprox"]))
+    drawn = {run.method: run.scenario.method.select.model_dump() for run in found.runs}
+    whole = {"name": "all"}
+    part = {"name": "random", "share": 0.25}
+    assert drawn == {
+        "edgefd": part,
+        "fedmd": part,
+        "scarlet": whole,
+        "fd": whole,
+        "fedprox": whole,
+        "local-only": whole,
+        "no-filter": part,
+        "fedavg": whole,
+        "proxy-labels": whole,
+    }
+
+
 def test_without_a_section_the_scenario_s_own_method_stands_beside_the_references() -> None:
     base = small(method={"name": "edgefd", "gate": {"name": "open"}}, seeds=[4])
     found = comparison(base, asked())
