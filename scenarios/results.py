@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,9 +108,10 @@ class Result:
         accuracy_worst, accuracy_worst_tenth, clients_sd (over clients), own_accuracy, best_accuracy
         (round chosen on validation), accepted, precision, recall, consensus_accuracy,
         server_accuracy, perplexity, brier, ece, ece_low, ece_high (None where there is none),
-        class_recall (a list, or None), abstained (clients, over rounds), bytes, seconds, privacy:
-        for each unit and relation, who spent most, over seeds, as `spending.figures` has it; none
-        where nothing was recorded.
+        class_recall (a list, or None), filter_auroc (when a filter was made last), filter_s (a
+        client's seconds for all its filters; None without one), abstained (clients, over rounds),
+        bytes, seconds, privacy: for each unit and relation, who spent most, over seeds, as
+        `spending.figures` has it; none where nothing was recorded.
         """
         return [_line(row, cells, self.spent[row]) for row, cells in self.rows().items()]
 
@@ -140,6 +142,12 @@ def _line(row: str, cells: list[Cell], spent: list[Spent]) -> dict[str, Any]:
         values = [cell.last[key] for cell in cells if cell.last.get(key) is not None]
         return float(np.mean(values)) if values else None
 
+    def filtered(key: str, of: Callable[[list[float]], float]) -> float | None:
+        """Of the rounds in which filters were made, which need not be all; mean over cells."""
+        made = [[event[key] for event in cell.of("round") if key in event] for cell in cells]
+        found = [of(values) for values in made if values]
+        return float(np.mean(found)) if found else None
+
     accuracies = [cell.last["accuracy"] for cell in cells]
     return {
         "row": row,
@@ -165,6 +173,8 @@ def _line(row: str, cells: list[Cell], spent: list[Spent]) -> dict[str, Any]:
             )
         },
         "clients_sd": mean("accuracy_sd"),
+        "filter_auroc": filtered("filter_auroc", itemgetter(-1)),
+        "filter_s": filtered("filter_s", sum),
         "class_recall": _recalls([cell.last for cell in cells]),
         "best_accuracy": float(np.mean([cell.best["accuracy"] for cell in cells])),
         "bytes": round(np.mean([cell.bytes for cell in cells])),

@@ -85,6 +85,8 @@ def over_clients(reports: list[dict[str, Any]]) -> dict[str, Any]:
         "precision",
         "recall",
         "accepted",
+        "filter_auroc",
+        "filter_s",
         "exposure_own",
         "exposure_peers",
         "exposure_controls",

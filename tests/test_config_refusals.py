@@ -13,6 +13,7 @@ from fedkd.config_overrides import ROWS
 from fedkd.data.sources import SOURCES
 from fedkd.errors import FedkdError
 from fedkd.exchange.methods import METHODS
+from fedkd.models.zoo import MODELS
 from scenario_tables import NEEDED, Toml, at, nested, refusal, written
 
 
@@ -86,7 +87,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(where: str, name: str, nea
 
 def test_unknown_models_and_references_are_answered_with_the_nearest() -> None:
     text = refusal({"model": {"names": ["mlp", "cnnn"]}})
-    allowed = "mlp, cnn, small-cnn, gru, transformer"
+    allowed = f"{', '.join(MODELS)}, or package.module:function"
     assert f"model.names; got 'cnnn'; allowed: {allowed}; fix: did you mean 'cnn'?" in text
     text = refusal({"references": ["fed-avg"]})
     assert f"references; got 'fed-avg'; allowed: {', '.join(REFERENCES)};" in text

@@ -102,6 +102,19 @@ class Budget(Section):
         return float(others.kthvalue(self.m).values)
 
 
+class Oracle(Section):
+    """For analysis: answer the samples of classes that the client holds, by their true labels.
+
+    No method may see those: it says what a perfect filter would give. Of texts, topics.
+    """
+
+    name: Literal["oracle"] = "oracle"
+
+    def threshold(self, heldout: Tensor, own: Tensor, others: Tensor) -> float:
+        """1/2, of a score that is 0 for a class that the client holds and 1 for another."""
+        return 0.5
+
+
 class Soft(Section):
     """Answer everything, each with a weight: how likely the sample is one of the client's own.
 
@@ -184,6 +197,6 @@ def accept(gate: Gate, heldout: Tensor, pool: Tensor, own: Tensor) -> tuple[Tens
 
 
 Gate = Annotated[
-    Open | Own | Constant | Quantile | Share | Budget | Soft, Field(discriminator="name")
+    Open | Own | Constant | Quantile | Share | Budget | Oracle | Soft, Field(discriminator="name")
 ]
-GATES = table(Open, Own, Constant, Quantile, Share, Budget, Soft)
+GATES = table(Open, Own, Constant, Quantile, Share, Budget, Oracle, Soft)

@@ -39,6 +39,18 @@ DOWN = Column(
     lambda line: size(line["down"]),
     "Payload bytes that one client got in all rounds, with the proxy set.",
 )
+AUROC = Column(
+    "filter AUROC",
+    lambda line: "-" if line["filter_auroc"] is None else f"{line['filter_auroc']:.3f}",
+    "How well a client's score tells the others' proxy samples of classes that it holds from the "
+    "rest: 1 is perfectly, 0.5 not at all; where data are IID there is nothing to tell apart.",
+)
+FILTER = Column(
+    "filter time",
+    lambda line: "-" if line["filter_s"] is None else f"{line['filter_s']:.3f} s",
+    "One client's time to fit its filter and score the proxy set, all rounds together, mean over "
+    "clients and seeds.",
+)
 MEASURED = (
     "accuracy",
     "accuracy_sd",
@@ -122,7 +134,9 @@ class Book:
 
 def columns_of(entries: Sequence[Entry]) -> list[Column]:
     """What the table tells: an epsilon only where a row has one that is proved."""
-    return [ACCURACY, *QUALITY, *guarantees(entries), UP, DOWN, TIME]
+    scored = any(entry.line and entry.line["filter_auroc"] is not None for entry in entries)
+    filters = [AUROC, FILTER] if scored else []
+    return [ACCURACY, *QUALITY, *filters, *guarantees(entries), UP, DOWN, TIME]
 
 
 def guarantees(entries: Sequence[Entry]) -> list[Column]:

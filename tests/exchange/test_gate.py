@@ -25,6 +25,7 @@ from fedkd.exchange.gate import (
     Constant,
     Gate,
     Open,
+    Oracle,
     Own,
     Quantile,
     Share,
@@ -42,7 +43,7 @@ SCORES = st.lists(SCORE, min_size=1, max_size=40).map(torch.tensor)
 MAYBE_NONE = st.lists(SCORE, max_size=40).map(lambda values: torch.tensor(values).float())
 EVERY = pytest.mark.parametrize(
     "gate",
-    [Open(), Own(), Constant(value=0.5), Quantile(q=0.3), Share(), Budget(m=3)],
+    [Open(), Own(), Constant(value=0.5), Quantile(q=0.3), Share(), Budget(m=3), Oracle()],
     ids=lambda gate: gate.name,
 )
 
@@ -53,7 +54,16 @@ def normal(seed: int, n: int, mean: float = 0.0) -> Tensor:
 
 def test_the_cases_below_are_all_gates() -> None:
     """And `soft`, which has no threshold: see test_soft_weights."""
-    assert set(GATES) == {"soft", "open", "own", "constant", "quantile", "share", "budget"}
+    assert set(GATES) == {
+        "soft",
+        "oracle",
+        "open",
+        "own",
+        "constant",
+        "quantile",
+        "share",
+        "budget",
+    }
 
 
 # --- thresholds ---
