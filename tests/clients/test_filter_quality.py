@@ -67,7 +67,8 @@ def test_the_oracle_answers_the_classes_that_the_client_holds_and_no_other() -> 
 
 
 def test_the_oracle_is_the_best_filter_in_a_run() -> None:
-    table = {"rounds": 3, "local": {"epochs": 5}, "distill": {"epochs": 5}}
+    phase = {"epochs": 5, "batch_size": 32}
+    table = {"rounds": 3, "local": phase, "distill": {**phase, "epochs": 10}}
     shared = {
         "proxy": {"name": "public", "size": 200},
         "training": table,
@@ -78,7 +79,7 @@ def test_the_oracle_is_the_best_filter_in_a_run() -> None:
         method = {"name": "edgefd", "gate": {"name": gate}}
         (lines[gate],) = simulate(small(method=method, **shared)).table()
     assert lines["oracle"]["precision"] == lines["oracle"]["recall"] == 1
-    assert lines["oracle"]["accuracy"] > lines["open"]["accuracy"] + 0.1
+    assert lines["oracle"]["accuracy"] > lines["open"]["accuracy"] + 0.2
     assert lines["oracle"]["filter_auroc"] is None
 
 
