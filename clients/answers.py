@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
-from clients import guard, labels, secure, steps
+from clients import guard, labels, recall, secure, steps
 from clients.client import Client, ProxySet
 from clients.turn import Turn, payload_if_any, payload_of, proxy_of, sealed_by
 from fedkd import payload, payload_answers, protection
@@ -42,7 +42,7 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
     if not turns:
         return {}
     proxy = proxy_of(turns[0])
-    asked_for = _question(turns[0], proxy)
+    asked_for = _question(turns, proxy)
     masks = _masks(turns, proxy)
     turns = [turn for turn in turns if turn.client.id in masks]
     if not turns:
@@ -87,13 +87,17 @@ def _soft_labels(turns: Sequence[Turn]) -> Mapping[int, Sealed | None]:
     return sent
 
 
-def _question(turn: Turn, proxy: ProxySet) -> Tensor | None:
-    """The records [k] that the round is about; None for all."""
-    if isinstance(turn.client.scenario.method.select, All):
+def _question(turns: Sequence[Turn], proxy: ProxySet) -> Tensor | None:
+    """The records [k] that the round asks about; None for all. What it draws goes into states."""
+    client, select = turns[0].client, turns[0].client.scenario.method.select
+    if isinstance(select, All):
         return None
-    data = payload_of(turn.message)
-    ids = payload.decode_selection(data, round_=turn.client.round, n_records=len(proxy.x))
-    return torch.from_numpy(ids).long()
+    data = payload_of(turns[0].message)
+    question = payload.decode_selection(data, round_=client.round, n_records=len(proxy.x))
+    if select.cache:
+        for turn in turns:
+            recall.note(turn.state, client.round, question.drawn)
+    return torch.from_numpy(question.asked).long()
 
 
 def _asked(turn: Turn, question: Tensor | None) -> Tensor:

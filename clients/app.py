@@ -24,7 +24,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from torch.nn.utils import vector_to_parameters
 
-from clients import guard, history, secure, steps
+from clients import guard, history, recall, secure, steps
 from clients.answers import answers_of, peers
 from clients.client import Client, model_part, with_model
 from clients.guard import Guard
@@ -35,6 +35,7 @@ from clients.turn import Turn, config_of, payload_if_any, payload_of, proxy_of, 
 from fedkd import device, payload, payload_secure
 from fedkd.config import from_json
 from fedkd.errors import FedkdError
+from fedkd.exchange.selection import All
 from fedkd.transcript import SIGNED, digest, model_digest
 from fedkd.wire import STYPE
 from privacy import claims
@@ -128,7 +129,15 @@ def make_app(store_of: Stores = _store_of) -> App:
                 n_classes=first.client.world.train.n_classes,
                 coding=first.client.scenario.coding_down,
             )
-            steps.learn_consensus(clients, models, proxy, consensus)
+            select = first.client.scenario.method.select
+            if isinstance(select, All) or not select.cache:
+                steps.learn_consensus(clients, models, proxy, consensus)
+            else:
+                for turn in turns:  # each has kept what it was told
+                    lesson = recall.recalled(
+                        turn.state, select, turn.client.round, consensus, proxy.positions
+                    )
+                    steps.learn_consensus([turn.client], [turn.model], proxy, lesson)
         if first.client.scenario.measures(first.client.round):
             steps.measure(clients, models)
         return [_finish(turn, None) for turn in turns]

@@ -9,6 +9,7 @@ from fedkd.data.text import Reading
 from fedkd.errors import FedkdError
 from fedkd.exchange.combine import Summed
 from fedkd.exchange.gate import Soft
+from fedkd.exchange.selection import All
 from fedkd.models.zoo import check_names
 
 if TYPE_CHECKING:
@@ -121,8 +122,9 @@ def _check_weights(scenario: Scenario) -> None:
 
 
 def _check_select(scenario: Scenario) -> None:
-    name = scenario.method.select.name
-    if name == "all":
+    select = scenario.method.select
+    name = select.name
+    if isinstance(select, All):
         return
     what = f"method.select.name = {name!r}"
     if scenario.method.exchange != "soft-labels":
@@ -136,6 +138,12 @@ def _check_select(scenario: Scenario) -> None:
             "tables under a mask are of the whole pool",
             value=what,
             fix='method.select.name = "all", or privacy.server.name = "plain"',
+        )
+    if select.cache and scenario.method.student.name != "none":
+        raise FedkdError(
+            "clients keep what they were told, and the server's model would have to as well",
+            value=f"method.select.cache = {select.cache}",
+            fix='method.select.cache = 0, or method.student.name = "none"',
         )
     if name == "coverage" and isinstance(scenario.data, Reading):
         raise FedkdError(

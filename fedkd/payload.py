@@ -98,23 +98,36 @@ def decode_pool(data: Bytes) -> Pool:
     return pool
 
 
-def encode_selection(records: NDArray[np.int64], n_records: int, round_: int) -> Bytes:
-    """Which records of the pool a round is about, as a bit for each."""
-    mask = mask_of(records.astype(np.int32), n_records)
-    return pack("selection", {"mask": mask}, round=round_)
+class Question(NamedTuple):
+    """Which records of the pool a round is about: ids, ascending."""
+
+    asked: NDArray[np.int32]
+    drawn: NDArray[np.int32]
+    """Those asked, and those that are learnt again from what was told before."""
 
 
-def decode_selection(data: Bytes, *, round_: int, n_records: int) -> NDArray[np.int32]:
-    """The ids of the records [k], ascending.
+def encode_selection(question: Question, n_records: int, round_: int) -> Bytes:
+    """Which records a round is about, as a bit for each; a second one where not all are asked."""
+    masks = {"mask": mask_of(question.asked, n_records)}
+    if len(question.drawn) > len(question.asked):
+        masks["drawn"] = mask_of(question.drawn, n_records)
+    return pack("selection", masks, round=round_)
 
-    Raises: PayloadError for another round, a mask of another size, or one that asks nothing.
+
+def decode_selection(data: Bytes, *, round_: int, n_records: int) -> Question:
+    """Raises: PayloadError for another round, a mask of another size, a question about no record,
+    or about one that is not drawn.
     """
-    arrays, header = unpack(data, "selection", {"mask": "uint8"})
+    masks, header = unpack(
+        data, "selection", {"mask": "uint8"}, {"mask": "uint8", "drawn": "uint8"}
+    )
     if whole(header, "round") != round_:
         raise PayloadError("a question of another round", value=header["round"])
-    ids = ids_of(arrays["mask"], n_records)
-    require(len(ids) > 0, "a question about no record")
-    return ids
+    asked = ids_of(masks["mask"], n_records)
+    drawn = ids_of(masks["drawn"], n_records) if "drawn" in masks else asked
+    require(len(drawn) > 0, "a question about no record")
+    require(bool(np.isin(asked, drawn).all()), "a record is asked and not drawn")
+    return Question(asked, drawn)
 
 
 def encode_consensus(consensus: Consensus, round_: int, packing: Packing | None = None) -> Bytes:
@@ -156,7 +169,8 @@ def decode_consensus(
         return Consensus(ids, arrays["values"])
     check_ids(ids, n_samples)
     coding.check(arrays, len(ids), n_classes)
-    return Consensus(ids, np.concatenate(list(coding.decode(arrays, n_classes))))
+    none = np.empty((0, n_classes), np.float32)
+    return Consensus(ids, np.concatenate([none, *coding.decode(arrays, n_classes)]))
 
 
 def encode_label_means(said: LabelMeans, round_: int) -> Bytes:

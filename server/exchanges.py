@@ -188,9 +188,14 @@ class SoftLabels:
         if self._student is not None:
             self._consensus, taught = self._student.learn(round_, self._consensus)
         data, self._consensus = told(
-            self._scenario, self._seed, round_, self._consensus, self._sizes
+            self._scenario,
+            self._seed,
+            round_,
+            self._consensus,
+            self._sizes,
+            recalls=self._picker.recalls,
         )
-        self._picker.learn(self._consensus)
+        self._picker.learn(round_, self._consensus)
         self._recorder.add("answers", SERVER, *self._consensus)
         said = measures.of_consensus(self._consensus, self._sizes.n_samples, self._truth)
         said |= taught | self._hearing.trust()

@@ -10,10 +10,19 @@ from server.hearing import Sizes
 
 
 def told(
-    scenario: Scenario, seed: int, round_: int, consensus: Consensus, sizes: Sizes
+    scenario: Scenario,
+    seed: int,
+    round_: int,
+    consensus: Consensus,
+    sizes: Sizes,
+    *,
+    recalls: bool = False,
 ) -> tuple[payload.Bytes | None, Consensus]:
-    """The message, None if there is nothing to tell, and the consensus as it arrives."""
-    if len(consensus.ids) == 0:
+    """The message, None if there is nothing to learn, and the consensus as it arrives.
+
+    Args: recalls: whether clients also learn what they have kept of earlier rounds.
+    """
+    if len(consensus.ids) == 0 and not recalls:
         return None, consensus
     coding, packing = scenario.coding_down, scenario.packing(sizes.n_samples)
     if coding is None:

@@ -199,6 +199,13 @@ GOOD: dict[str, tuple[dict[str, Any], Arrays]] = {
         },
     ),
     "selection": ({"round": ROUND}, {"mask": np.array([0b01000101, 1 << 7], np.uint8)}),
+    "recalling-selection": (
+        {"kind": "selection", "round": ROUND},
+        {
+            "mask": np.array([0b01000100, 1 << 7], np.uint8),
+            "drawn": np.array([0b01000101, 1 << 7], np.uint8),
+        },
+    ),
     "label-means": (
         {"round": ROUND},
         {
@@ -223,6 +230,7 @@ DECODE: dict[str, Callable[[Bytes], Any]] = {
     "partial": decode_partial,
     "consensus": decode_consensus,
     "selection": partial_of(payload.decode_selection, round_=ROUND, n_records=N),
+    "recalling-selection": partial_of(payload.decode_selection, round_=ROUND, n_records=N),
     "label-means": partial_of(payload.decode_label_means, round_=ROUND, n_classes=C),
     "weights": decode_weights,
 }

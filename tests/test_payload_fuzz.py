@@ -14,7 +14,7 @@ from safetensors.torch import save as save_torch
 
 from fedkd.errors import PayloadError
 from fedkd.exchange.label_means import LabelMeans
-from fedkd.payload import Bytes, Hello, Pool
+from fedkd.payload import Bytes, Hello, Pool, Question
 from fedkd.payload_answers import Answer, CodedAnswer, Partial
 from messages import (
     DECODE,
@@ -91,8 +91,10 @@ def holds(kind: str, got: Any) -> bool:
                 and x.ndim == 4
                 and bool(np.isfinite(x).all())
             )
-        case "selection", ids:
-            return ids.tolist() == sorted(set(ids.tolist()) & set(range(N))) and len(ids) > 0
+        case "selection" | "recalling-selection", Question(asked, drawn):
+            ids = drawn.tolist()
+            whole_part = set(asked.tolist()) <= set(ids) and asked.tolist() == sorted(asked)
+            return ids == sorted(set(ids) & set(range(N))) and len(ids) > 0 and whole_part
         case "label-means", LabelMeans(clients, ids, total, voters):
             return (
                 clients.tolist() == sorted(set(clients.tolist()))

@@ -31,6 +31,18 @@ class Draw(Section):
     name: str
     share: float = Field(0.2, gt=0, le=1)
     """Of the pool's records, in each round; at least one."""
+    cache: int = Field(0, ge=0)
+    """For how many rounds after it was told a consensus stands: till then its records, when they
+    are drawn, are learnt from what clients have kept, and neither answered nor told again. 0: not
+    at all.
+
+    Source: the soft-label cache of SCARLET, arXiv 2504.19602, which keeps for 50 rounds. Deviation:
+    each client counts the rounds itself, so no signals are sent; who missed a round learns less.
+    """
+
+    def fresh(self, told_in: Ids, round_: int) -> NDArray[np.bool_]:
+        """Whether what was told in these rounds (0: never) still stands in a round."""
+        return (told_in > 0) & (round_ - told_in <= self.cache)
 
     def size(self, n: int) -> int:
         """How many of n records."""

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedkd import payload
+from fedkd.codecs import mask_of
 from fedkd.errors import PayloadError
 from fedkd.exchange.consensus import Consensus
 from fedkd.exchange.selection import Coverage, Random, Uncertain
 from fedkd.rng import stream
+from fedkd.wire import pack
 from privacy.forecast import exact
 from scenario_tables import refusal
 from scenarios.simulate import simulate
@@ -39,7 +41,7 @@ def picker(name: str, n: int = 40, share: float = 0.25, positions: int = 1) -> P
 def asked(one: Picker, round_: int, n: int = 40) -> np.ndarray:
     data = one.ask(round_)
     assert data is not None
-    return payload.decode_selection(data, round_=round_, n_records=n)
+    return payload.decode_selection(data, round_=round_, n_records=n).asked
 
 
 # --- the orders ---
@@ -88,16 +90,16 @@ def told(ids: list[int], rows: list[list[float]]) -> Consensus:
 def test_the_least_certain_is_asked_again_once_all_are_known() -> None:
     one = picker("entropy", n=4, share=0.25)
     sure, unsure = [1.0, 0, 0, 0], [0.25] * 4
-    one.learn(told([0, 1, 2, 3], [sure, sure, unsure, sure]))
+    one.learn(1, told([0, 1, 2, 3], [sure, sure, unsure, sure]))
     assert asked(one, 2, 4).tolist() == [2]
-    one.learn(told([2], [sure]))
-    one.learn(told([0], [[0.5, 0.5, 0, 0]]))
+    one.learn(1, told([2], [sure]))
+    one.learn(1, told([0], [[0.5, 0.5, 0, 0]]))
     assert asked(one, 3, 4).tolist() == [0]
 
 
 def test_of_texts_the_mean_over_positions_counts() -> None:
     one = picker("entropy", n=2, share=0.5, positions=2)
-    one.learn(told([0, 1, 2, 3], [[1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25] * 4, [1.0, 0, 0, 0]]))
+    one.learn(1, told([0, 1, 2, 3], [[1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25] * 4, [1.0, 0, 0, 0]]))
     np.testing.assert_allclose(one._entropy, [np.log(2) / 2, np.log(4) / 2])
     assert asked(one, 2, 2).tolist() == [1]
 
@@ -107,7 +109,7 @@ def test_a_round_asked_again_is_the_same_question_and_a_checkpoint_keeps_it(name
     one, other = picker(name), picker(name)
     first = one.ask(1)
     rows = stream(1, "test").dirichlet(np.ones(4), 40).astype(np.float32)
-    one.learn(Consensus(np.arange(40, dtype=np.int32), rows))
+    one.learn(1, Consensus(np.arange(40, dtype=np.int32), rows))
     assert one.ask(1) == first  # though it has learnt since
     other.restore(one.arrays())
     assert other.ask(2) == one.ask(2) != first
@@ -129,18 +131,23 @@ def test_nothing_but_what_was_asked_is_heard() -> None:
 @settings(deadline=None)
 @given(st.sets(st.integers(0, 99), min_size=1), st.integers(1, 9))
 def test_a_question_travels(ids: set[int], round_: int) -> None:
-    data = payload.encode_selection(np.array(sorted(ids)), 100, round_)
-    back = payload.decode_selection(data, round_=round_, n_records=100)
-    assert set(back.tolist()) == ids
+    drawn = np.array(sorted(ids), np.int32)
+    for asked in (drawn, drawn[::2], drawn[:0]):
+        data = payload.encode_selection(payload.Question(asked, drawn), 100, round_)
+        back = payload.decode_selection(data, round_=round_, n_records=100)
+        assert back.asked.tolist() == asked.tolist()
+        assert back.drawn.tolist() == drawn.tolist()
     for wrong in ({"round_": round_ + 1, "n_records": 100}, {"round_": round_, "n_records": 92}):
         with pytest.raises(PayloadError):
             payload.decode_selection(data, **wrong)
 
 
 def test_a_question_about_nothing_is_refused() -> None:
-    data = payload.encode_selection(np.empty(0, np.int64), 100, 1)
-    with pytest.raises(PayloadError, match="no record"):
-        payload.decode_selection(data, round_=1, n_records=100)
+    none, some = np.empty(0, np.int32), np.array([1, 2], np.int32)
+    for question, words in (((none, none), "no record"), ((some, some[:1]), "not drawn")):
+        masks = {"mask": mask_of(question[0], 100), "drawn": mask_of(question[1], 100)}
+        with pytest.raises(PayloadError, match=words):
+            payload.decode_selection(pack("selection", masks, round=1), round_=1, n_records=100)
 
 
 # --- runs ---
