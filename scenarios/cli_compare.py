@@ -1,7 +1,8 @@
-"""`fedkd audit` and `fedkd compare`: many runs, or many looks at one."""
+"""`fedkd audit`, `compare` and `suggest-model`: many runs, many looks at one, or none."""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -9,18 +10,29 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from fedkd import config
 from fedkd.errors import FedkdError
 from scenarios import simulate
 from scenarios.audit import command
-from scenarios.cli_options import INTERRUPTED, AsJson, Overrides, Workers, console, placed
+from scenarios.cli_options import (
+    INTERRUPTED,
+    AsJson,
+    Overrides,
+    ScenarioFile,
+    Workers,
+    console,
+    placed,
+)
 from scenarios.compare import plan as comparing
 from scenarios.compare.command import Stopped
 from scenarios.compare.command import compare as carry_out_comparison
 from scenarios.compare.plan import ALWAYS
+from scenarios.suggest import suggest
 
 app = typer.Typer()
 
@@ -150,6 +162,55 @@ def compare(
         raise typer.Exit(INTERRUPTED) from None
     if not whole:
         raise typer.Exit(1)
+
+
+@app.command("suggest-model")
+def suggest_model(
+    scenario: ScenarioFile,
+    teacher: Annotated[
+        str, typer.Option(metavar="NAME", help="Whose student; the largest of model.names.")
+    ] = "",
+    weights: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="The most that a client can hold.")
+    ] = None,
+    mflops: Annotated[
+        float | None,
+        typer.Option(min=0.001, metavar="M", help="The most for one prediction, in millions."),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """A model for a client's budget: the zoo by cost and, as a guess, by likeness to a teacher."""
+    what = config.load(scenario, overrides or ())
+    flops = None if mflops is None else int(mflops * 1e6)
+    of, found = suggest(what, teacher, weights, flops)
+    fitting = [one for one in found if one.fits]
+    likest = fitting[0].name if fitting else None
+    largest = max(fitting, key=lambda one: one.weights).name if fitting else None
+    if as_json:
+        rows = [one._asdict() for one in found]
+        said = {"teacher": of, "likest": likest, "largest": largest, "models": rows}
+        print(json.dumps(said))
+    else:
+        title = f"students of {of}, likest first"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+        table.add_column("model", no_wrap=True)
+        for heading in ("weights", "MFLOP a prediction", "likeness", "fits"):
+            table.add_column(heading, justify="right")
+        for one in found:
+            price = f"{one.weights:,}", f"{one.flops / 1e6:.2f}", f"{one.likeness:.3f}"
+            table.add_row(one.name, *price, "yes" if one.fits else "no")
+        console.print(table)
+    if not fitting:
+        raise FedkdError(
+            "no model of the zoo is that small",
+            value=f"weights {weights}, MFLOP {mflops}",
+            allowed=f"at least {min(one.weights for one in found):,} weights",
+            fix="a larger budget, or a model of your own by module:function",
+        )
+    if not as_json:
+        console.print(f"of those that fit, {likest} is the likest and {largest} the largest;")
+        console.print("neither is more than a guess without training: docs/methods.md")
 
 
 def _words(text: str) -> list[str]:
