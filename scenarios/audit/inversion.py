@@ -19,9 +19,10 @@ from privacy.audit import gradient_inversion, paired_logits
 from privacy.audit.images import class_means, pixels
 from privacy.audit.recording import SERVER, START
 from privacy.audit.uploads import Answer
-from scenarios.audit.evidence import CPU, Cell, Source, predicted, softened
+from scenarios.audit.evidence import Cell, Source, predicted, softened
 from scenarios.audit.exchange import over_clients
 from scenarios.audit.findings import Found
+from scenarios.audit.opened import CPU
 from scenarios.audit.views import Views
 
 MOST_CLIENTS = 2
