@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import FedkdError, did_you_mean
-from fedkd.models.images import PATCH, SLOPE, VisionTransformer, resnet, separable
 from fedkd.models.text import Gru, Transformer
+from fedkd.models.vision import PATCH, SLOPE, VisionTransformer, resnet, separable
 
 
 class Classifier(nn.Module):

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from fedkd.config_sections import Phase
 from fedkd.errors import FedkdError
-from fedkd.models.images import SLOPE
+from fedkd.models.vision import SLOPE
 from fedkd.rng import stream, torch_stream
 from fedkd.training import fit
 from privacy.audit.images import class_means, mse, pixels, ssim
