@@ -198,8 +198,9 @@ def suggest_model(
         for heading in ("weights", "MFLOP a prediction", "likeness", "fits"):
             table.add_column(heading, justify="right")
         for one in found:
-            price = f"{one.weights:,}", f"{one.flops / 1e6:.2f}", f"{one.likeness:.3f}"
-            table.add_row(one.name, *price, "yes" if one.fits else "no")
+            alike = "-" if one.likeness is None else f"{one.likeness:.3f}"
+            price = f"{one.weights:,}", f"{one.flops / 1e6:.2f}"
+            table.add_row(one.name, *price, alike, "yes" if one.fits else "no")
         console.print(table)
     if not fitting:
         raise FedkdError(

@@ -24,7 +24,8 @@ class Suggestion(NamedTuple):
     name: str
     weights: int
     flops: int
-    likeness: float
+    likeness: float | None
+    """None where the budget does not bear the model."""
     fits: bool
     """Whether the budget bears it."""
 
@@ -32,7 +33,7 @@ class Suggestion(NamedTuple):
 def suggest(
     scenario: Scenario, teacher: str = "", weights: int | None = None, flops: int | None = None
 ) -> tuple[str, list[Suggestion]]:
-    """The teacher, and the models that take the scenario's data: what fits first, likest first.
+    """The teacher, and the models that take the scenario's data: what fits, likest first, then the others.
 
     Args: teacher: of the zoo or a user's own; "": the largest of `model.names`. weights, flops: the
         most that a client can hold, and spend on one record's prediction.
@@ -65,6 +66,6 @@ def suggest(
                 raise
             continue
         fits = price.weights <= (weights or price.weights) and price.flops <= (flops or price.flops)
-        alike = mean_likeness(partial(new, teacher), partial(new, name), x)
+        alike = mean_likeness(partial(new, teacher), partial(new, name), x) if fits else None
         found.append(Suggestion(name, *price, alike, fits))
-    return teacher, sorted(found, key=lambda one: (not one.fits, -one.likeness))
+    return teacher, sorted(found, key=lambda one: (not one.fits, -(one.likeness or 0)))

@@ -71,8 +71,9 @@ def test_what_fits_comes_first_and_the_likest_of_it() -> None:
     assert {one.name for one in found} == set(IMAGE_MODELS)
     n_fit = sum(one.weights <= 20_000 for one in found)
     assert [one.fits for one in found] == [True] * n_fit + [False] * (len(found) - n_fit)
-    for group in (found[:n_fit], found[n_fit:]):
-        assert [one.likeness for one in group] == sorted((o.likeness for o in group), reverse=True)
+    alike = [one.likeness for one in found if one.likeness is not None]
+    assert len(alike) == n_fit > 2
+    assert alike == sorted(alike, reverse=True)
     assert suggest(small(model={"names": ["mlp", "cnn"]}), weights=20_000) == (teacher, found)
     tight = suggest(small(), flops=100_000)[1]
     assert {one.name for one in tight if one.fits} == {
