@@ -33,7 +33,7 @@ class Suggestion(NamedTuple):
 def suggest(
     scenario: Scenario, teacher: str = "", weights: int | None = None, flops: int | None = None
 ) -> tuple[str, list[Suggestion]]:
-    """The teacher, and the models that take the scenario's data: what fits, likest first, then the others.
+    """The teacher, and the models that take the data: what fits, likest first, then the others.
 
     Args: teacher: of the zoo or a user's own; "": the largest of `model.names`. weights, flops: the
         most that a client can hold, and spend on one record's prediction.
