@@ -134,7 +134,7 @@ def test_a_refused_answer_leaves_no_trace_in_the_consensus() -> None:
         return reply
 
     def outcome(events: list[Event]) -> list[Event]:
-        times = ("seconds", "bytes_up")
+        times = ("seconds", "filter_s", "bytes_up")
         return [
             {k: v for k, v in event.items() if k not in times}
             for event in events
@@ -182,7 +182,7 @@ def test_a_sparse_answer_that_is_malformed_is_refused_before_any_row_is_added() 
         return reply
 
     def of(kind: str, events: list[Event]) -> list[Event]:
-        times = ("seconds", "bytes_up")
+        times = ("seconds", "filter_s", "bytes_up")
         return [
             {k: v for k, v in event.items() if k not in times}
             for event in events

@@ -56,7 +56,7 @@ def test_every_method_asks_about_as_much_of_the_pool_unless_it_says_otherwise() 
     found = comparison(base, asked(methods=["edgefd", "fedmd", own, "fd", "fedprox"]))
     drawn = {run.method: run.scenario.method.select.model_dump() for run in found.runs}
     whole = {"name": "all"}
-    part = {"name": "random", "share": 0.25}
+    part = {"name": "random", "share": 0.25, "cache": 0}
     assert drawn == {
         "edgefd": part,
         "fedmd": part,
