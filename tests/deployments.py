@@ -150,7 +150,7 @@ def rehearsal(rounds: int = 3, clients: int = 2, **changes: Any) -> Scenario:
 def facts(events: Path) -> list[Facts]:
     """The rounds and clients of an event log, without what depends on the machine."""
     kept = [event for event in read(events) if event["event"] in ("round", "client")]
-    gone = ("seconds", "filter_s", "bytes_pool", "bytes_down", "bytes_up")
+    gone = ("seconds", "bytes_pool", "bytes_down", "bytes_up")
     return [
         {key: value for key, value in event.items() if key not in gone and key[-2:] != "_s"}
         for event in kept

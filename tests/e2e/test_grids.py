@@ -89,7 +89,7 @@ def left(cell: Path) -> dict[str, list[str]]:
     return {client: lines for client, lines in kept.items() if lines}
 
 
-BY_DEFAULT = ("population", "text", "protected")
+BY_DEFAULT = ("population", "protected")
 """On `workers`: between them, all that clients do. Starting processes takes seconds."""
 
 

@@ -125,7 +125,7 @@ def test_list_and_doctor() -> None:
     assert {"python", "torch", "flwr", "gpu", "Fashion-MNIST"} <= {f["what"] for f in findings}
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.7])
+@pytest.mark.parametrize("delay_s", [0.0, pytest.param(0.7, marks=pytest.mark.slow)])
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, delay_s: float) -> None:
     what = small(training={"rounds": 60, "distill": {"epochs": 5}})
     path = tmp_path / "scenario.toml"

@@ -63,7 +63,10 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(
         assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
 
 
-@pytest.mark.parametrize("n_events", [6, 30, 70])
+@pytest.mark.parametrize(
+    "n_events",
+    [pytest.param(6, marks=pytest.mark.slow), 30, pytest.param(70, marks=pytest.mark.slow)],
+)
 def test_kill_9_and_resume_gives_the_same_bits(tmp_path: Path, n_events: int) -> None:
     """A real process, killed for good soon after an event: 52 in each of its two cells."""
     scenario = tmp_path / "scenario.toml"

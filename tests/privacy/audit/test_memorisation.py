@@ -87,7 +87,9 @@ def test_continuations_are_greedy_decoding(name: str) -> None:
 
 
 @EVERY
-@pytest.mark.parametrize(("prefix", "suffix"), [(50, 50), (20, 10), (1, 3)])
+@pytest.mark.parametrize(
+    ("prefix", "suffix"), [pytest.param(50, 50, marks=pytest.mark.slow), (20, 10), (1, 3)]
+)
 def test_memorised_is_what_decoding_continues_exactly(
     name: str, prefix: int, suffix: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
