@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
-from clients import guard, labels, recall, secure, steps
+from clients import filters, guard, labels, recall, secure, steps
 from clients.client import Client, ProxySet
 from clients.turn import Turn, payload_if_any, payload_of, proxy_of, sealed_by
 from fedkd import payload, payload_answers, protection
@@ -160,7 +160,7 @@ def _masks(turns: Sequence[Turn], proxy: ProxySet) -> dict[int, tuple[Receipt, .
         receipts[turn.client.id] = paid
     if unsure:
         clients, models = [turn.client for turn in unsure], [turn.model for turn in unsure]
-        for turn, mask in zip(unsure, steps.filter_pool(clients, models, proxy), strict=True):
+        for turn, mask in zip(unsure, filters.filter_pool(clients, models, proxy), strict=True):
             turn.state["mask"] = mask
     return receipts
 

@@ -35,7 +35,6 @@ from clients.turn import Turn, config_of, payload_if_any, payload_of, proxy_of, 
 from fedkd import device, payload, payload_secure
 from fedkd.config import from_json
 from fedkd.errors import FedkdError
-from fedkd.exchange.selection import All
 from fedkd.transcript import SIGNED, digest, model_digest
 from fedkd.wire import STYPE
 from privacy import claims
@@ -129,15 +128,12 @@ def make_app(store_of: Stores = _store_of) -> App:
                 n_classes=first.client.world.train.n_classes,
                 coding=first.client.scenario.coding_down,
             )
-            select = first.client.scenario.method.select
-            if isinstance(select, All) or not select.cache:
-                steps.learn_consensus(clients, models, proxy, consensus)
+            if first.client.scenario.method.select.cache:
+                for turn in turns:  # each learns also what it has kept
+                    whole = recall.recalled(turn.client, turn.state, consensus, proxy.positions)
+                    steps.learn_consensus([turn.client], [turn.model], proxy, whole)
             else:
-                for turn in turns:  # each has kept what it was told
-                    lesson = recall.recalled(
-                        turn.state, select, turn.client.round, consensus, proxy.positions
-                    )
-                    steps.learn_consensus([turn.client], [turn.model], proxy, lesson)
+                steps.learn_consensus(clients, models, proxy, consensus)
         if first.client.scenario.measures(first.client.round):
             steps.measure(clients, models)
         return [_finish(turn, None) for turn in turns]

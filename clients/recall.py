@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clients.client import Client
 from fedkd.exchange.consensus import Consensus
 from fedkd.exchange.selection import Draw
 
@@ -24,12 +25,14 @@ def note(state: dict[str, Tensor], round_: int, drawn: NDArray[np.int32]) -> Non
 
 
 def recalled(
-    state: dict[str, Tensor], row: Draw, round_: int, told: Consensus, positions: int
+    client: Client, state: dict[str, Tensor], told: Consensus, positions: int
 ) -> Consensus:
     """What a round teaches: what was told, and of the other records drawn what still stands.
 
     The state keeps what was told, and drops what stands no more.
     """
+    row, round_ = client.scenario.method.select, client.round
+    assert isinstance(row, Draw)  # else there is no cache
     ids, values = told.ids, told.values
     told_in = np.full(len(ids), round_, np.int64)
     if IDS in state:

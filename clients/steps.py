@@ -22,18 +22,13 @@ from clients.client import Client, ProxySet
 from fedkd import cohort, protection, quality, training
 from fedkd.config_sections import Phase
 from fedkd.data.federation import Federation
-from fedkd.data.partition import Own
-from fedkd.errors import FedkdError, PayloadError
+from fedkd.errors import PayloadError
 from fedkd.exchange.consensus import Consensus
-from fedkd.exchange.gate import Oracle, Soft, accept, needs_scores
 from fedkd.exchange.label_means import Peers
-from fedkd.exchange.score import fit_together
 from fedkd.lesson import lesson, target_of
 from fedkd.models.zoo import Classifier
-from fedkd.rng import stream, torch_stream
 from privacy import swing
 from privacy.audit.exposure import exposures
-from privacy.audit.roc import roc
 
 
 def _blocks(
@@ -155,128 +150,6 @@ def _fit(
             learnt = training.n_learnt(len(targets[i]), phase)
             clients[i].metrics[f"{phase_name}_samples"] = learnt
     return losses
-
-
-def filter_pool(
-    clients: Sequence[Client], models: Sequence[Classifier], proxy: ProxySet
-) -> list[Tensor]:
-    """Each client's mask [n] of the proxy records that it answers; the score is fitted here.
-
-    Of a gate that weighs, the weights: float32, and not bool.
-
-    Raises: FedkdError for distances between the raw tokens of texts, whose numbers mean nothing.
-    """
-    method = clients[0].scenario.method
-    own = [torch.from_numpy(proxy.contributor == client.id) for client in clients]
-    if not needs_scores(method.gate):
-        nothing, same = torch.zeros(0), torch.zeros(len(proxy.x))
-        return [accept(method.gate, nothing, same, mine)[0] for mine in own]
-    if isinstance(method.gate, Oracle):
-        return [
-            accept(method.gate, torch.zeros(0), torch.from_numpy(_strange(client, proxy)), mine)[0]
-            for client, mine in zip(clients, own, strict=True)
-        ]
-    if method.score.name != "none" and method.score.space == "pixels" and proxy.positions > 1:
-        raise FedkdError(
-            "the distance between two texts' tokens says nothing",
-            value=f"method.score.space = {method.score.space}",
-            allowed="features",
-            fix='method.score.space = "features"',
-        )
-    if not isinstance(clients[0].scenario.privacy.filter, protection.PlainFilter):
-        return [
-            _private_mask(client, proxy, mine) for client, mine in zip(clients, own, strict=True)
-        ]
-    start = time.perf_counter()
-    heldout, fitted, ys, draws = [], [], [], []
-    for client, model in zip(clients, models, strict=True):
-        x, y = client.world.client(client.id)
-        order = stream(client.seed, "client", 0, client.id, "heldout").permutation(len(x))
-        share = client.scenario.training.heldout
-        n_heldout = min(max(1, round(share * len(x))), len(x) - 1)
-        seen = _look(client, model, x)
-        heldout.append(seen[torch.from_numpy(order[:n_heldout])])
-        fitted.append(seen[torch.from_numpy(order[n_heldout:])])
-        ys.append(y[torch.from_numpy(order[n_heldout:])].to(client.device))
-        draws.append(torch_stream(client.seed, "client", client.round, client.id, "score"))
-    publics: list[Tensor | None] = [
-        _look(client, model, proxy.x[~mine.to(proxy.x.device)])
-        if method.score.needs_public
-        else None
-        for client, model, mine in zip(clients, models, own, strict=True)
-    ]
-    states = fit_together(method.score, fitted, ys, draws, publics)
-    masks, scores = [], []
-    for client, model, mine, state, apart in zip(
-        clients, models, own, states, heldout, strict=True
-    ):
-        of_pool = method.score.score(state, _look(client, model, proxy.x)).cpu()
-        of_own = method.score.score(state, apart).cpu()
-        scores.append(of_pool)
-        if isinstance(method.gate, Soft):
-            masks.append(method.gate.weights(of_own, of_pool, mine))
-            continue
-        mask, threshold = accept(method.gate, of_own, of_pool, mine)
-        if np.isfinite(threshold):
-            client.metrics["threshold"] = threshold
-        masks.append(mask)
-    seconds = (time.perf_counter() - start) / len(clients)
-    for client, of_pool, mine in zip(clients, scores, own, strict=True):
-        client.took("filter", seconds)
-        if method.score.name != "none" and _truth(client, proxy) is not None:
-            others, unlike = ~mine.numpy(), _strange(client, proxy) > 0
-            strangeness = of_pool.double().numpy()
-            found = [strangeness[others & group] for group in (unlike, ~unlike)]
-            if all(map(len, found)):
-                client.metrics["filter_auroc"] = roc(*found).auc
-    return masks
-
-
-def _truth(client: Client, proxy: ProxySet) -> NDArray[np.int64] | None:
-    """The strata [n] of the proxy records, where a scenario deals data out; else nobody knows."""
-    if isinstance(client.scenario.partition, Own):
-        return None
-    found = client.world.proxy_truth()
-    return None if found is None or len(found[1]) != len(proxy.x) else found[1]
-
-
-def _strange(client: Client, proxy: ProxySet) -> NDArray[np.float32]:
-    """1 for each proxy record [n] of a stratum that the client does not hold, else 0: to measure by
-    and for the oracle. Raises: FedkdError where nobody knows."""
-    truth = _truth(client, proxy)
-    if truth is None:
-        raise FedkdError(
-            "the oracle reads the proxy set's true labels, and there are none",
-            value="method.gate.name = 'oracle'",
-            fix="a contributed or public proxy set in a simulation, or another gate",
-        )
-    strange: NDArray[np.bool_] = client.world.counts(client.id)[truth] == 0
-    return strange.astype(np.float32)
-
-
-def _private_mask(client: Client, proxy: ProxySet, own: Tensor) -> Tensor:
-    start = time.perf_counter()
-    mask, threshold = guard.private_mask(client, proxy, own)
-    if np.isfinite(threshold):
-        client.metrics["threshold"] = threshold
-    client.took("filter", time.perf_counter() - start)
-    return mask
-
-
-def _look(client: Client, model: Classifier, x: Tensor) -> Tensor:
-    """What a score measures by, [n, d]: pixels, or features; of a text, their mean over tokens.
-
-    Or logits: [n, classes], and of a text [n, L, classes].
-    """
-    x = x.to(client.device)
-    space = client.scenario.method.score.space
-    if space == "pixels":
-        return training.inputs(x).flatten(1)
-    model.eval()
-    if space == "logits":
-        return training.predict(model, x)
-    found = training.features(model, x)
-    return found if found.ndim == 2 else found.mean(dim=1)
 
 
 def answer(

@@ -8,7 +8,7 @@ from fedkd import protection
 from fedkd.data.text import Reading
 from fedkd.errors import FedkdError
 from fedkd.exchange.combine import Summed
-from fedkd.exchange.gate import Soft
+from fedkd.exchange.gate import Oracle, Soft
 from fedkd.exchange.selection import All
 from fedkd.models.zoo import check_names
 
@@ -25,6 +25,7 @@ def check_method(scenario: Scenario) -> None:
     _check_select(scenario)
     _check_labels(scenario)
     _check_beginning(scenario)
+    _check_truth(scenario)
 
 
 def _check_answers(scenario: Scenario) -> None:
@@ -196,3 +197,30 @@ def _check_beginning(scenario: Scenario) -> None:
             value=f"method.name = {scenario.method.name!r}, proxy.name = {scenario.proxy.name!r}",
             fix='proxy.name = "public" and a method with a proxy set, or drop [training.pretrain]',
         )
+
+
+def _check_truth(scenario: Scenario) -> None:
+    """What reads the proxy set's true labels, which only whoever deals the data out knows."""
+    method = scenario.method
+    oracle = isinstance(method.gate, Oracle)
+    what = "method.gate.name" if oracle else "method.combine.name"
+    if oracle and not isinstance(scenario.privacy.filter, protection.PlainFilter):
+        raise FedkdError(
+            "the oracle is for analysis, and what it answers is no private filter's answer",
+            value=f"privacy.filter.name = {scenario.privacy.filter.name!r}",
+            allowed="plain",
+            fix='set that, or a method.gate.name other than "oracle"',
+        )
+    reads = oracle or (isinstance(method.combine, Summed) and method.combine.told_labels)
+    if method.exchange != "soft-labels" or not reads:
+        return
+    for key, name, unknown in (
+        ("partition.name", scenario.partition.name, "own"),
+        ("proxy.name", scenario.proxy.name, "foreign"),
+    ):
+        if name == unknown:
+            raise FedkdError(
+                f"{what} reads the proxy set's true labels, and nobody knows them",
+                value=f"{key} = {name!r}",
+                fix="a simulation with a contributed or public proxy set, or another row",
+            )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fedkd import payload, payload_answers
 from fedkd.config import Scenario
 from fedkd.data.federation import Federation
-from fedkd.errors import FedkdError, PayloadError
+from fedkd.errors import PayloadError
 from fedkd.exchange.combine import Summed, Votes, Weighed
 from fedkd.exchange.consensus import Consensus
 from fedkd.exchange.every_vote import Ballots, EveryVote
@@ -45,7 +45,6 @@ class Hearing:
 
         Args: world, strata: of the clients and of the proxy records, to measure by; None if they
             are unknown. labels: of the proxy samples, for a rule that is told them.
-        Raises: FedkdError where such a rule has none.
         """
         self._rule = scenario.method.combine
         self._coding = scenario.coding_up
@@ -60,12 +59,6 @@ class Hearing:
         if scenario.method.weighed:
             assert isinstance(self._rule, Summed)  # the scenario was checked
             told = labels if self._rule.told_labels else None
-            if self._rule.told_labels and told is None:
-                raise FedkdError(
-                    "this rule weighs answers by the proxy set's true labels, and there are none",
-                    value=f"method.combine.name = {self._rule.name!r}",
-                    fix="a contributed or public proxy set in a simulation, or another rule",
-                )
             self.votes = self._rule.start_weighed(*shape, told)
         else:
             self.votes = self._rule.start(*shape)

@@ -28,6 +28,15 @@ def small(**changes: Any) -> Scenario:
     return config.parse({**table, **changes})
 
 
+TEXTS: dict[str, Any] = {
+    "data": {"name": "pydoc", "length": 32},
+    "partition": {"name": "iid", "clients": 2},
+    "model": {"names": ["gru"]},
+    "proxy": {"name": "public", "size": 20},
+}
+"""Changes of `small` to short texts."""
+
+
 class Stop(Exception):
     """What `stopped_and_resumed` stops a run by."""
 

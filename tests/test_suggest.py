@@ -16,7 +16,7 @@ from fedkd.models.zoo import IMAGE_MODELS, Classifier, build
 from fedkd.rng import torch_stream
 from scenarios import cli
 from scenarios.suggest import suggest
-from small_runs import small
+from small_runs import TEXTS, small
 
 HOME = Path(__file__).parents[1] / "scenarios"
 SHAPE = (1, 8, 8)
@@ -82,13 +82,7 @@ def test_what_fits_comes_first_and_the_likest_of_it() -> None:
 
 
 def test_texts_have_models_of_their_own() -> None:
-    text = small(
-        data={"name": "pydoc", "length": 32},
-        partition={"name": "iid", "clients": 2},
-        model={"names": ["gru"]},
-        proxy={"name": "public", "size": 20},
-    )
-    teacher, found = suggest(text, "transformer")
+    teacher, found = suggest(small(**TEXTS), "transformer")
     assert teacher == "transformer"
     assert {one.name for one in found} == {"gru", "transformer"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from pydantic import Field
 from fedkd.data.arrays import assemble
 from fedkd.data.dataset import Splits
 from fedkd.data.npz import pair
+from fedkd.dotted import called
 from fedkd.errors import FedkdError
 from fedkd.section import Section
 
@@ -34,22 +34,7 @@ class Python(Section):
 
         Raises: FedkdError where there is no such function, or it fails, or returns something else.
         """
-        module, _, function = self.path.partition(":")
-        try:
-            found = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError, ValueError) as error:  # no name at all
-            raise FedkdError(
-                f"the data's loader is not there: {error}",
-                value=self.path,
-                allowed="package.module:function, which Python finds",
-                fix="set PYTHONPATH to the folder that holds it",
-            ) from None
-        try:
-            returned = found()
-        except Exception as error:
-            raise FedkdError(
-                f"the data's loader failed: {type(error).__name__}: {error}", value=self.path
-            ) from error
+        returned = called(self.path, "the data's loader")
         if not isinstance(returned, Mapping):
             raise FedkdError(
                 f"{self.path} returns no mapping of arrays",

@@ -7,7 +7,7 @@ there is one; of a text, the mean over its positions) and its likeliest class (-
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ class All(Section):
     """Every record, in every round."""
 
     name: Literal["all"] = "all"
+    cache: ClassVar[int] = 0
 
 
 class Draw(Section):

@@ -19,6 +19,7 @@ from fedkd.models.zoo import Classifier
 
 Build = Callable[[int], Classifier]
 """A new model of one architecture, its weights drawn from a seed."""
+DRAWS = 5
 
 
 class Cost(NamedTuple):
@@ -48,10 +49,10 @@ def _relations(model: Classifier, x: Tensor) -> tuple[Tensor, Tensor]:
     return rows @ rows.T, columns @ columns.T
 
 
-def mean_likeness(teacher: Build, student: Build, x: Tensor, draws: int = 5) -> float:
-    """The mean of `likeness` over pairs of random weights, of no seed twice."""
-    pairs = [(teacher(2 * draw), student(2 * draw + 1)) for draw in range(draws)]
-    return sum(likeness(*pair, x) for pair in pairs) / draws
+def mean_likeness(teacher: Build, student: Build, x: Tensor) -> float:
+    """The mean of `likeness` over `DRAWS` pairs of random weights, of no seed twice."""
+    pairs = [(teacher(2 * draw), student(2 * draw + 1)) for draw in range(DRAWS)]
+    return sum(likeness(*pair, x) for pair in pairs) / DRAWS
 
 
 @torch.no_grad()

@@ -6,13 +6,13 @@ training, and under non-IID data they are wrong anyway.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
+from fedkd.dotted import called
 from fedkd.errors import FedkdError, did_you_mean
 from fedkd.models.text import Gru, Transformer
 from fedkd.models.vision import PATCH, SLOPE, VisionTransformer, resnet, separable
@@ -166,22 +166,7 @@ def _own(name: str, shape: Shape, n_classes: int) -> Classifier:
 
     It is run, so a deployed client refuses such names from a server.
     """
-    module, _, function = name.partition(":")
-    try:
-        builder = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise FedkdError(
-            f"the model's builder is not there: {error}",
-            value=name,
-            allowed="package.module:function, which Python finds",
-            fix="set PYTHONPATH to the folder that holds it",
-        ) from None
-    try:
-        model = builder(shape, n_classes)
-    except Exception as error:
-        raise FedkdError(
-            f"the model's builder failed: {type(error).__name__}: {error}", value=name
-        ) from error
+    model = called(name, "the model's builder", shape, n_classes)
     if not isinstance(model, Classifier):
         raise FedkdError(
             "the model's builder returns something else",

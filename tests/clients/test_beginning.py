@@ -17,7 +17,7 @@ from fedkd.errors import FedkdError, PayloadError
 from fedkd.payload import Pool
 from fedkd.rng import stream
 from scenarios.simulate import simulate
-from small_runs import facts, small, stopped_and_resumed
+from small_runs import TEXTS, facts, small, stopped_and_resumed
 
 CPU = torch.device("cpu")
 PUBLIC = {"name": "public", "size": 300}
@@ -98,13 +98,7 @@ def test_a_pool_without_labels_of_known_classes_is_refused(labels: Any) -> None:
 
 def test_texts_begin_with_the_tokens_that_follow() -> None:
     """A label for each position; the truth of a padding is unknown, and not learnt."""
-    scenario = small(
-        data={"name": "pydoc", "length": 32},
-        partition={"name": "iid", "clients": 2},
-        model={"names": ["gru"]},
-        proxy={"name": "public", "size": 20},
-        training=begins(rounds=1, pretrain={"epochs": 1.0}),
-    )
+    scenario = small(**TEXTS, training=begins(rounds=1, pretrain={"epochs": 1.0}))
     world = scenario.world(1)
     assert world.public_y is not None
     labels = world.public_y.numpy().astype(np.int32)

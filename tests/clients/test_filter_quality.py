@@ -9,11 +9,11 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from clients import steps
+from clients import filters
 from clients.client import Client, ProxySet
-from fedkd.data.partition import Own
 from fedkd.errors import FedkdError
 from fedkd.payload import Pool
+from fedkd.rng import stream, torch_stream
 from scenarios.simulate import simulate
 from small_runs import small
 
@@ -42,15 +42,15 @@ def of(method: dict[str, Any], **changes: Any) -> tuple[Client, ProxySet, np.nda
 def test_auroc_is_scikit_learn_s_of_the_others_samples(score: str, proxy: dict[str, Any]) -> None:
     client, pool, labels = of({"name": "edgefd", "score": {"name": score}}, proxy=proxy)
     model = client.model(None)
-    steps.filter_pool([client], [model], pool)
+    filters.filter_pool([client], [model], pool)
     row = client.scenario.method.score
     x, y = client.world.client(3)
-    order = steps.stream(1, "client", 0, 3, "heldout").permutation(len(x))
+    order = stream(1, "client", 0, 3, "heldout").permutation(len(x))
     kept = torch.from_numpy(order[max(1, round(0.1 * len(x))) :])
-    look = steps._look(client, model, x)
-    draws = steps.torch_stream(1, "client", 1, 3, "score")
+    look = filters._look(client, model, x)
+    draws = torch_stream(1, "client", 1, 3, "score")
     state = row.fit(look[kept], y[kept], draws, None)
-    scores = row.score(state, steps._look(client, model, pool.x)).numpy()
+    scores = row.score(state, filters._look(client, model, pool.x)).numpy()
     others = pool.contributor != 3
     held = set(y.tolist())
     strange = [label not in held for label in labels[others].tolist()]
@@ -60,7 +60,7 @@ def test_auroc_is_scikit_learn_s_of_the_others_samples(score: str, proxy: dict[s
 
 def test_the_oracle_answers_the_classes_that_the_client_holds_and_no_other() -> None:
     client, pool, labels = of({"name": "edgefd", "gate": {"name": "oracle"}})
-    (mask,) = steps.filter_pool([client], [client.model(None)], pool)
+    (mask,) = filters.filter_pool([client], [client.model(None)], pool)
     held = set(client.world.client(3)[1].tolist())
     assert mask.tolist() == [label in held for label in labels.tolist()]
     assert 0 < mask.sum() < len(mask)
@@ -85,10 +85,9 @@ def test_the_oracle_is_the_best_filter_in_a_run() -> None:
 
 def test_the_oracle_needs_labels_that_somebody_knows() -> None:
     client, pool, _ = of({"name": "edgefd", "gate": {"name": "oracle"}})
-    own = client.scenario.model_copy(update={"partition": Own(clients=10, classes=10)})
-    alone = Client(scenario=own, seed=1, id=3, round=1, world=client.world, device=CPU)
-    with pytest.raises(FedkdError, match=r"oracle reads.*true labels, and there are none"):
-        steps.filter_pool([alone], [alone.model(None)], pool)
+    some = ProxySet(pool.x[1:], pool.contributor[1:], 1)  # one that gave a record did not come
+    with pytest.raises(FedkdError, match=r"oracle reads.*true labels, and they are not known"):
+        filters.filter_pool([client], [client.model(None)], some)
 
 
 def test_a_table_has_the_last_auroc_and_the_time_of_all_filters() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clients import steps
+from clients import filters, steps
 from clients.client import Client, ProxySet, with_model
 from fedkd import config, training
 from fedkd.config import Scenario
@@ -210,12 +210,12 @@ def test_texts_are_compared_by_features_and_never_by_tokens() -> None:
         return {"name": "edgefd", "score": {"space": space}, "gate": {"name": "quantile", "q": 0.5}}
 
     all_clients, models = clients(scenario(method=method("features")))
-    found = steps.filter_pool(all_clients, models, proxy())
+    found = filters.filter_pool(all_clients, models, proxy())
     assert [mask.shape for mask in found] == [(12,)] * 3
     assert all(0 < int(mask.sum()) < 12 for mask in found)
     all_clients, models = clients(scenario(method=method("pixels")))
     with pytest.raises(FedkdError, match="tokens"):
-        steps.filter_pool(all_clients, models, proxy())
+        filters.filter_pool(all_clients, models, proxy())
 
 
 @pytest.mark.parametrize("name", [name for name in SCORES if name not in ("none", "kmeans")])
@@ -241,7 +241,7 @@ def test_every_score_is_fitted_on_what_it_asks_for(
         return fit(self, x, y, draws, public)
 
     monkeypatch.setattr(row, "fit", noted)
-    (mask,) = steps.filter_pool([client], [model], pool)
+    (mask,) = filters.filter_pool([client], [model], pool)
     assert bool(mask[::3].all())
     assert int(mask.sum()) == 4 + 4
     (public,) = asked
@@ -259,7 +259,9 @@ def test_a_gate_that_reads_no_score_fits_none(gate: str, answers: int) -> None:
     all_clients, models = clients(scenario(method={"name": "edgefd", "gate": {"name": gate}}))
     mine = np.repeat(np.arange(3, dtype=np.int32), 4)
     pool = ProxySet.of(Pool(texts(12, "pool").x.numpy(), mine), CPU)
-    for client, mask in zip(all_clients, steps.filter_pool(all_clients, models, pool), strict=True):
+    for client, mask in zip(
+        all_clients, filters.filter_pool(all_clients, models, pool), strict=True
+    ):
         assert int(mask.sum()) == answers
         assert mask[torch.from_numpy(mine == client.id)].all()
         assert "threshold" not in client.metrics

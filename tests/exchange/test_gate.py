@@ -12,7 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clients import steps
+from clients import filters
+from clients.client import Client, ProxySet
 from fedkd import config
 from fedkd.data import federation
 from fedkd.data.partition import Iid
@@ -281,10 +282,10 @@ def test_a_client_with_a_single_private_sample_still_filters(gate: str, per_clas
         np.concatenate([x.numpy(), world.test.x[:20].numpy()]),
         np.array([lone] * len(x) + [0] * 20, np.int32),
     )
-    client = steps.Client(
+    client = Client(
         scenario=scenario, seed=1, id=lone, round=1, world=world, device=torch.device("cpu")
     )
     model = build("mlp", (1, 8, 8), 10, torch_stream(1, "test"))
-    (mask,) = steps.filter_pool([client], [model], steps.ProxySet.of(pool, client.device))
+    (mask,) = filters.filter_pool([client], [model], ProxySet.of(pool, client.device))
     assert mask.shape == (len(x) + 20,)
     assert mask[: len(x)].all()  # its own

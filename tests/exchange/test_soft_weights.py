@@ -23,7 +23,6 @@ from fedkd.rng import stream
 from privacy.ledger import Ledger
 from scenario_tables import refusal
 from scenarios.simulate import simulate
-from server.hearing import Hearing, Sizes
 from server.measures import filter_quality
 from small_runs import consensus, facts, small
 
@@ -200,10 +199,26 @@ def test_a_client_that_is_sure_and_right_does_not_turn_the_label_round() -> None
     assert only_wrong.max() < 0.3  # it counts next to nothing: nearly even
 
 
-def test_a_rule_that_is_told_labels_needs_some() -> None:
-    scenario = small(method={"name": "weighted-fd"})
-    with pytest.raises(FedkdError, match=r"true labels, and there are none.*true-label"):
-        Hearing(scenario, Sizes(N, C, 1), None, None)
+OWN = {"name": "own", "clients": 3, "classes": 10}
+FOREIGN = {"name": "foreign", "source": {"name": "pydoc"}}
+
+
+@pytest.mark.parametrize("changes", [{"partition": OWN}, {"proxy": FOREIGN}])
+@pytest.mark.parametrize(
+    "method", [{"name": "weighted-fd"}, {"name": "edgefd", "gate": {"name": "oracle"}}]
+)
+def test_what_reads_the_true_labels_needs_some(
+    changes: dict[str, Any], method: dict[str, Any]
+) -> None:
+    with pytest.raises(FedkdError, match="true labels, and nobody knows them"):
+        small(method=method, **changes)
+
+
+def test_the_oracle_is_no_private_filter() -> None:
+    """Else a mask made of true labels would be charged as if it were private."""
+    method = {"name": "edgefd", "gate": {"name": "oracle"}}
+    with pytest.raises(FedkdError, match=r"dp-kmeans.*allowed: plain"):
+        small(method=method, privacy={"filter": {"name": "dp-kmeans"}})
 
 
 # --- the wire ---

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from torch import Tensor
 
 from clients import recall
+from clients.client import Client
 from fedkd.exchange.consensus import Consensus
-from fedkd.exchange.selection import Random
 from fedkd.rng import stream
 from scenario_tables import refusal
 from scenarios.results import Result
@@ -30,6 +31,14 @@ def cached(cache: int, share: float = 0.5, rounds: int = 6, **changes: Any) -> A
     training = {"rounds": rounds, "distill": {"epochs": 2}}
     method = {"name": "no-filter", "select": select}
     return small(method=method, training=training, **changes)
+
+
+def of(cache: int, round_: int) -> Client:
+    scenario = cached(cache)
+    cpu = torch.device("cpu")
+    return Client(
+        scenario=scenario, seed=1, id=0, round=round_, world=scenario.world(1), device=cpu
+    )
 
 
 def totals(result: Result) -> dict[str, float]:
@@ -54,7 +63,7 @@ def test_what_is_learnt_is_what_a_dictionary_says(seed: int, cache: int, positio
         values = draws.random((len(ids), C)).astype(np.float32)
         told = Consensus(np.array(ids, np.int32), values)
         recall.note(state, round_, drawn)
-        found = recall.recalled(state, Random(cache=cache), round_, told, positions)
+        found = recall.recalled(of(cache, round_), state, told, positions)
         known |= {i: (round_, row) for i, row in zip(ids, values.tolist(), strict=True)}
         known = {i: (at, row) for i, (at, row) in known.items() if round_ - at <= cache}
         wanted = sorted(i for i in known if i // positions in drawn)
@@ -66,9 +75,9 @@ def test_a_draw_of_another_round_recalls_nothing() -> None:
     state: dict[str, Tensor] = {}
     row = np.ones((1, C), np.float32) / C
     recall.note(state, 1, np.arange(N, dtype=np.int32))
-    recall.recalled(state, Random(cache=9), 1, Consensus(np.array([3], np.int32), row), 1)
+    recall.recalled(of(9, 1), state, Consensus(np.array([3], np.int32), row), 1)
     told = Consensus(np.array([5], np.int32), row)
-    assert recall.recalled(state, Random(cache=9), 2, told, 1).ids.tolist() == [5]
+    assert recall.recalled(of(9, 2), state, told, 1).ids.tolist() == [5]
 
 
 def test_nothing_is_asked_twice_while_it_stands() -> None:
