@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from scenarios.compare import page, table
+from scenarios.compare.book import Book, Entry
 from scenarios.compare.plan import Comparison
 from scenarios.compare.run import Job, carry_out, jobs
 from scenarios.units import duration, percent, size
@@ -31,7 +32,7 @@ def compare(
     Args: command: what makes it again. Raises: Stopped, with the tables written; FedkdError as
         `carry_out`.
     """
-    book = table.Book(comparison, home)
+    book = Book(comparison, home)
     stopped = False
     try:
         with _Telling(book, Console(quiet=True) if as_json else console, command) as telling:
@@ -53,7 +54,7 @@ def compare(
     return all(job.done for job in jobs(comparison, home))
 
 
-def _as_table(entries: list[table.Entry], comparison: Comparison, home: Path) -> dict[str, object]:
+def _as_table(entries: list[Entry], comparison: Comparison, home: Path) -> dict[str, object]:
     return {
         "comparison": comparison.name,
         "folder": str(home),
@@ -79,7 +80,7 @@ class _Telling:
     To a terminal, it also shows where the cells are that go on.
     """
 
-    def __init__(self, book: table.Book, console: Console, command: str) -> None:
+    def __init__(self, book: Book, console: Console, command: str) -> None:
         self._book, self._console, self._command = book, console, command
         cells = jobs(book.comparison, book.home)
         self._n_cells, self._n_before = len(cells), sum(job.done for job in cells)

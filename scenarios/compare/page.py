@@ -7,9 +7,10 @@ from datetime import datetime
 from pathlib import Path
 
 from fedkd.files import write as write_file
+from scenarios.compare.book import Entry
 from scenarios.compare.pictures import PICTURES
 from scenarios.compare.plan import Comparison
-from scenarios.compare.table import Entry, best, cells_of, columns_of, remarks
+from scenarios.compare.table import best, cells_of, columns_of, remarks
 from scenarios.report.columns import ACCURACY
 from scenarios.report.facts import environment
 from scenarios.report.page import drawn, templates

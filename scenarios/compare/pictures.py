@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 
-from scenarios.compare.table import Entry
+from scenarios.compare.book import Entry
 from scenarios.report.figures import (
     BLUE,
     FAINT,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,10 @@ from rich import box
 from rich.table import Table
 
 from fedkd.files import write as write_file
-from scenarios.compare.plan import Comparison, Run
-from scenarios.compare.run import Job
+from scenarios.compare.book import Entry, per_client
+from scenarios.compare.plan import Comparison
 from scenarios.report.columns import ACCURACY, QUALITY, TIME, WORST_TENTH, Column
 from scenarios.report.facts import environment
-from scenarios.results import Cell, Result
 from scenarios.spending import guaranteed
 from scenarios.units import size
 
@@ -66,77 +63,30 @@ MEASURED = (
 """Of a cell's last round, for `cells.csv`; there `accuracy_sd` is over clients."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A method on a split: the cells that are done, and what is said of the others."""
-
-    run: Run
-    cells: tuple[Cell, ...]
-    states: dict[int, str]
-    """By seed: "done", "waiting", or why it failed."""
-
-    @cached_property
-    def line(self) -> dict[str, Any] | None:
-        """As `Result.table` has it, with bytes `up` and `down` of one client; None without cells.
-
-        Seconds are of cells that may have run side by side.
-        """
-        if not self.cells:
-            return None
-        (line,) = Result(scenario=self.run.scenario, folder=None, cells=self.cells).table()
-        ups, downs = zip(*map(_per_client, self.cells), strict=True)
-        return {**line, "up": sum(ups) / len(ups), "down": sum(downs) / len(downs)}
-
-    @property
-    def n_seeds(self) -> str:
-        """How many seeds are done, and of how many if not all are."""
-        done, asked = len(self.cells), len(self.states)
-        return str(done) if done == asked else f"{done} of {asked}"
-
-    @property
-    def failures(self) -> dict[str, list[int]]:
-        """Why cells failed, and their seeds."""
-        found: dict[str, list[int]] = {}
-        for seed, state in self.states.items():
-            if state not in ("done", "waiting"):
-                found.setdefault(state, []).append(seed)
-        return found
-
-
-def _per_client(cell: Cell) -> tuple[float, float]:
-    n_clients = max(1, len(cell.of("hello")))
-    traffic = cell.traffic
-    up, down = traffic.contributed + traffic.up, traffic.pool + traffic.down
-    return up / n_clients, down / n_clients
-
-
-class Book:
-    """Reads what there is of a comparison; what has not changed is not read again."""
-
-    def __init__(self, comparison: Comparison, home: Path) -> None:
-        self.comparison, self.home = comparison, home
-        self._runs = [[Job(run, plan, home) for plan in run.cells] for run in comparison.runs]
-        self._known: dict[int, Entry] = {}
-
-    def entries(self) -> list[Entry]:
-        """One for each run, in their order."""
-        return [self._entry(at, of_run) for at, of_run in enumerate(self._runs)]
-
-    def _entry(self, at: int, of_run: Sequence[Job]) -> Entry:
-        states = {job.plan.seed: "done" if job.done else job.failed or "waiting" for job in of_run}
-        known = self._known.get(at)
-        if known is None or known.states != states:
-            run = of_run[0].run
-            cells = tuple(job.plan.read(run.folder(self.home)) for job in of_run if job.done)
-            known = self._known[at] = Entry(run, cells, states)
-        return known
-
-
 def columns_of(entries: Sequence[Entry]) -> list[Column]:
     """What the table tells: an epsilon only where a row has one that is proved."""
     scored = any(entry.line and entry.line["filter_auroc"] is not None for entry in entries)
     filters = [AUROC, FILTER] if scored else []
-    return [ACCURACY, *QUALITY, *filters, *guarantees(entries), UP, DOWN, TIME]
+    gains = [gain(entries)] if any(e.line and e.line["gain"] is not None for e in entries) else []
+    return [ACCURACY, *gains, *QUALITY, *filters, *guarantees(entries), UP, DOWN, TIME]
+
+
+def gain(entries: Sequence[Entry]) -> Column:
+    """The column of paired differences, which is named for the first method."""
+    first = entries[0].run.method
+
+    def text(line: dict[str, Any]) -> str:
+        if line["gain"] is None:
+            return "-"
+        spread = "" if line["gain_sd"] is None else f" ± {100 * line['gain_sd']:.1f}"
+        return f"{100 * line['gain']:+.1f}{spread}"
+
+    return Column(
+        f"less {first}",
+        text,
+        f"Points of accuracy above {first} with the same seed, mean over the seeds that both have "
+        "done; ± is the standard deviation of these differences.",
+    )
 
 
 def guarantees(entries: Sequence[Entry]) -> list[Column]:
@@ -234,7 +184,7 @@ def cells_csv(entries: Iterable[Entry]) -> list[dict[str, Any]]:
                 "state": state,
             }
             if cell := done.get(seed):
-                up, down = _per_client(cell)
+                up, down = per_client(cell)
                 row |= {"round": cell.last["round"], "up": up, "down": down}
                 row |= {"seconds": cell.seconds} | {key: cell.last.get(key) for key in MEASURED}
             rows.append(row)

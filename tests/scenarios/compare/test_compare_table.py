@@ -15,9 +15,9 @@ from rich.console import Console
 
 from fedkd.rng import stream
 from scenarios.compare import page, table
+from scenarios.compare.book import Book, Entry
 from scenarios.compare.pictures import PICTURES, classes, curves, looks, trade
 from scenarios.compare.plan import Asked, Comparison, comparison
-from scenarios.compare.table import Book, Entry
 from scenarios.report.figures import png
 from scenarios.results import Cell, Result
 from scenarios.simulate import simulate
@@ -128,6 +128,47 @@ def test_lines_are_numpy_s(entries: list[Entry]) -> None:
         assert (line["up"] + line["down"]) * N_CLIENTS == pytest.approx(line["bytes"], abs=0.5)
 
 
+def test_gains_are_paired_by_seed(entries: list[Entry]) -> None:
+    """A seed that only one of the two has done is no difference."""
+    first = METHODS[0]
+    for entry in entries:
+        split, method = entry.run.split, entry.run.method
+        line = entry.line
+        assert line is not None
+        if method == first:
+            assert (line["gain"], line["gain_sd"]) == (None, None)
+            continue
+        seeds = (1,) if (split, method) == (SPLITS[1], "fedmd") else SEEDS
+        ours, theirs = rounds(split, method, seeds), rounds(split, first, seeds)
+        differences = [
+            a[-1]["accuracy"] - b[-1]["accuracy"] for a, b in zip(ours, theirs, strict=True)
+        ]
+        assert line["gain"] == pytest.approx(np.mean(differences))
+        if len(seeds) > 1:
+            assert line["gain_sd"] == pytest.approx(np.std(differences, ddof=1))
+        else:
+            assert line["gain_sd"] is None
+    at = [column.heading for column in table.columns_of(entries)].index(f"less {first}")
+    shown = [table.cells_of(entry, table.columns_of(entries))[at] for entry in entries[:2]]
+    gain, sd = (100 * (entries[1].line or {})[key] for key in ("gain", "gain_sd"))
+    assert shown == ["-", f"{gain:+.1f} ± {sd:.1f}"]
+
+
+def test_a_first_method_that_gets_on_is_set_against_what_was_read_before(
+    asked: Comparison, home: Path
+) -> None:
+    done = home / "iid" / METHODS[0] / METHODS[0] / "seed-3/done"
+    done.unlink()
+    book = Book(asked, home)
+    before = book.entries()[1].line
+    done.touch()
+    after = book.entries()[1].line
+    assert before is not None
+    assert after is not None
+    assert before["accuracy"] == after["accuracy"]
+    assert before["gain"] != after["gain"]
+
+
 def test_what_is_not_done_does_not_count_and_is_said(
     entries: list[Entry], asked: Comparison, home: Path
 ) -> None:
@@ -189,7 +230,7 @@ def test_files_hold_the_lines(entries: list[Entry], asked: Comparison, home: Pat
     sd = 100 * best.line["accuracy_sd"]
     assert f"| {best.run.method} | 3 | **{100 * best.line['accuracy']:.1f} % ± {sd:.1f}** |" in text
     assert text.count("**") == 2 * len(SPLITS)
-    assert {line.count("|") for line in text.splitlines() if line.startswith("|")} == {12}
+    assert {line.count("|") for line in text.splitlines() if line.startswith("|")} == {13}
     assert "`fedkd compare x.toml`" in text
 
 
