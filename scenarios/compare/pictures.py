@@ -95,7 +95,7 @@ def trade(entries: Entries) -> Figure | None:
         sent = [n for e in of_split if e.line and (n := e.line["up"] + e.line["down"])]
         if sent:
             axes.set_xlim(min(sent) / 1.5, max(sent) * 1.5)
-        short = not sent or max(sent) < 5 * min(sent)
+        span = max(sent) / min(sent) if sent else 1
         for entry in of_split:
             line = entry.line
             assert line is not None
@@ -115,7 +115,8 @@ def trade(entries: Entries) -> Figure | None:
                 capsize=2,
                 lw=1.2,
             )
-        ticks = MaxNLocator(4) if short else LogLocator(10, (1, 2, 5), numticks=8)
+        steps = (1, 2, 5) if span < 100 else (1,)
+        ticks = MaxNLocator(4) if span < 5 else LogLocator(10, steps, numticks=8)
         axes.xaxis.set_major_locator(ticks)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
         axes.minorticks_off()

@@ -241,6 +241,25 @@ def test_references_are_never_the_best(entries: list[Entry]) -> None:
         assert found is max(own, key=lambda entry: (entry.line or {})["accuracy"])
 
 
+def test_a_filter_that_is_told_the_truth_is_never_the_best(entries: list[Entry]) -> None:
+    found = table.best(entries, "iid")
+    assert found is not None
+    told = comparison(
+        small(),
+        Asked.model_validate(
+            {
+                "methods": [
+                    {"name": "edgefd", "label": "told", "set": ["method.gate.name=oracle"]}
+                ],
+                "splits": ["iid"],
+                "seeds": SEEDS,
+                "references": ["local-only"],
+            }
+        ),
+    )
+    assert table.best([Entry(told.runs[0], found.cells, found.states)], "iid") is None
+
+
 def test_the_terminal_s_table_fits_and_says_what_failed(
     entries: list[Entry], asked: Comparison
 ) -> None:
