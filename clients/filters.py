@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor
 from clients import guard
 from clients.client import Client, ProxySet
 from fedkd import protection, training
-from fedkd.data.federation import Federation
 from fedkd.data.partition import Own
 from fedkd.errors import FedkdError
 from fedkd.exchange.gate import Oracle, Soft, accept, needs_scores
@@ -111,20 +109,13 @@ def _perfect(client: Client, proxy: ProxySet, own: Tensor) -> Tensor:
     return accept(client.scenario.method.gate, scores[:0], scores, own)[0]
 
 
-@lru_cache(maxsize=4)
-def _strata(world: Federation) -> NDArray[np.int64] | None:
-    """Of the proxy records [n], once a process and not once a client; None where nobody knows."""
-    found = world.proxy_truth()
-    return None if found is None else found[1]
-
-
 def _strange(client: Client, proxy: ProxySet) -> NDArray[np.bool_] | None:
     """Which proxy records [n] are of a stratum that the client does not hold: to measure by, and
     for the oracle; None where nobody knows, or not all contributors came."""
-    strata = None if isinstance(client.scenario.partition, Own) else _strata(client.world)
-    if strata is None or len(strata) != len(proxy.x):
+    truth = None if isinstance(client.scenario.partition, Own) else client.world.proxy_truth
+    if truth is None or len(truth[1]) != len(proxy.x):
         return None
-    strange: NDArray[np.bool_] = client.world.counts(client.id)[strata] == 0
+    strange: NDArray[np.bool_] = client.world.counts(client.id)[truth[1]] == 0
     return strange
 
 

@@ -15,7 +15,6 @@ from fedkd.config_sections import Phase
 from fedkd.exchange.gate import Soft, needs_scores
 from fedkd.protection import Privacy
 from privacy import mechanisms, nfdp, private_filter, secagg
-from privacy.accounting import from_dp_event
 from privacy.asked import (
     CLIENT,
     RECORD,
@@ -25,6 +24,7 @@ from privacy.asked import (
     sum_noise,
     swing_of,
 )
+from privacy.dp_events import from_dp_event
 from privacy.dpsgd_cost import error_feedback_event, round_event, schedule
 from privacy.events import Event, Protects
 from privacy.gnmax import ConfidentGNMax

@@ -108,5 +108,5 @@ def _hearing(question: RecordDict, sizes: Sizes) -> tuple[int, Hearing]:
 @lru_cache(maxsize=1)
 def _strata(world: Federation) -> NDArray[np.int64] | None:
     """Of the proxy records; a contributed pool's are gathered from all clients."""
-    truth = world.proxy_truth()
+    truth = world.proxy_truth
     return None if truth is None else truth[1]

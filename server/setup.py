@@ -51,7 +51,7 @@ def set_up(grid: Grid, job: Job, log: EventLog, kept: Path | None = None) -> Ros
         else:
             pool = _labelled(job, _pool(job, hellos, kind))
             packed = payload.encode_pool(pool)
-        found = None if world is None else world.proxy_truth()
+        found = None if world is None else world.proxy_truth
         truth = None if found is None else (found[0].ravel(), found[1])
         digest = digest_of(packed)
         counts = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -108,6 +108,7 @@ class Federation:
         start, n = self.first_in_proxy * positions, len(self.canaries)
         return np.arange(start, start + n * positions).reshape(n, positions)
 
+    @cached_property
     def proxy_truth(self) -> tuple[Ids, Ids] | None:
         """Labels [p] or [p, L] and strata [p] of the proxy set, for a simulation to measure by.
 

@@ -150,7 +150,7 @@ class Opened:
 
     def proxy_truth(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """As `Federation.proxy_truth`; None where it hangs on clients that handed in no key."""
-        return None if self.untold else self.world.proxy_truth()
+        return None if self.untold else self.world.proxy_truth
 
     @property
     def untold(self) -> list[int]:

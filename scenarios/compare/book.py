@@ -98,6 +98,6 @@ class Book:
             run = of_run[0].run
             cells = tuple(job.plan.read(run.folder(self.home)) for job in of_run if job.done)
             known = self._known[at] = Entry(run, cells, states, first)
-        elif len(known.first) != len(first):
+        elif known.first is not first:
             known = self._known[at] = replace(known, first=first)
         return known

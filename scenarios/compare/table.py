@@ -103,18 +103,17 @@ def cells_of(entry: Entry, columns: Sequence[Column]) -> list[str]:
 
 
 def best(entries: Sequence[Entry], split: str) -> Entry | None:
-    """The most accurate method on a split, of those that are no reference and filter by a score."""
+    """The most accurate method on a split, of those that are no reference and whose filter is not
+    told the truth, as none can be outside of a simulation."""
     there = [
         e
         for e in entries
-        if e.run.split == split and e.line and not e.run.reference and not _told(e)
+        if e.run.split == split
+        and e.line
+        and not e.run.reference
+        and not isinstance(e.run.scenario.method.gate, Oracle)
     ]
     return max(there, key=lambda entry: entry.line["accuracy"] if entry.line else 0, default=None)
-
-
-def _told(entry: Entry) -> bool:
-    """Whether its filter is told the truth, as none can be outside of a simulation."""
-    return isinstance(entry.run.scenario.method.gate, Oracle)
 
 
 def table_of(entries: Sequence[Entry], name: str) -> Table:

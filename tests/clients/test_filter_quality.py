@@ -32,7 +32,7 @@ def of(method: dict[str, Any], **changes: Any) -> tuple[Client, ProxySet, np.nda
         given = [world.contribution(i)[0].numpy() for i in range(10)]
         x = np.concatenate(given)
         owners = np.repeat(np.arange(10, dtype=np.int32), [len(one) for one in given])
-    truth = world.proxy_truth()
+    truth = world.proxy_truth
     assert truth is not None
     return client, ProxySet.of(Pool(x, owners), CPU), truth[0]
 

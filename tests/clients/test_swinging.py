@@ -20,8 +20,8 @@ from fedkd.data.tokens import encode
 from fedkd.exchange.consensus import Consensus
 from fedkd.payload import Pool
 from privacy import asked
-from privacy.accounting import from_dp_event
 from privacy.asked import CLIENT
+from privacy.dp_events import from_dp_event
 from protected_runs import (
     CPU,
     OPEN,

@@ -214,7 +214,7 @@ def test_a_text_is_dealt_by_topics_and_counted_by_them() -> None:
 
 def test_what_text_clients_contribute_is_the_proxy_s_truth() -> None:
     fed = build(TEXT, Natural(), Contributed(fraction=0.2), 0.1, 1)
-    truth = fed.proxy_truth()
+    truth = fed.proxy_truth
     assert truth is not None
     labels, strata = truth
     given = [fed.contribution(i) for i in range(fed.n_clients)]
@@ -275,7 +275,7 @@ def test_canaries_in_the_proxy_come_after_it_with_a_topic_of_their_client() -> N
     assert last == [canary.sentence for canary in fed.canaries]
     for canary, topic in zip(fed.canaries, fed.public_strata[300:], strict=True):
         assert fed.counts(canary.client)[topic] > 0
-    truth = fed.proxy_truth()
+    truth = fed.proxy_truth
     assert truth is not None
     assert truth[0].shape == (312, 64)
 

@@ -18,7 +18,8 @@ from scipy import optimize, stats
 
 from fedkd.errors import FedkdError
 from privacy import accounting
-from privacy.accounting import epsilon, from_dp_event, rdp_epsilon, to_dp_event
+from privacy.accounting import epsilon, rdp_epsilon
+from privacy.dp_events import from_dp_event, to_dp_event
 from privacy.events import (
     EVENTS,
     Event,
