@@ -131,7 +131,7 @@ def test_who_came_late_gave_nothing_and_the_labels_stay_in_their_places(home: Pa
     whole, late = (world(scenario, 3, 1, keys, one) for one in (pool, rest))
     assert [len(ids) > 0 for ids in late.contributed] == [True, False, True]
     assert (late.private[1] == whole.private[1]).all()
-    labels = [one.proxy_truth() for one in (whole, late)]
+    labels = [one.proxy_truth for one in (whole, late)]
     assert labels[0] is not None
     assert labels[1] is not None
     assert (labels[1][0] == labels[0][0][there]).all()
